@@ -1,0 +1,20 @@
+//! `backupy`: the backup agent and its control plane.
+
+pub mod artifact;
+pub mod clock;
+pub mod config;
+#[cfg(feature = "control")]
+pub mod control;
+pub mod drivers;
+pub mod exit;
+pub mod host;
+pub mod link;
+pub mod model;
+pub mod net;
+pub mod outbox;
+pub mod pipeline;
+pub mod secret;
+pub mod store;
+pub mod thread;
+pub mod wake;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! The `backupy` binary: parse, one call per subcommand, exit code.
+
+fn main() {}
