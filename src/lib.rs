@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 #[cfg(feature = "control")]
 pub mod control;
+pub mod dispatch;
 pub mod drivers;
 pub mod exit;
 pub mod host;
@@ -13,6 +14,7 @@ pub mod model;
 pub mod net;
 pub mod outbox;
 pub mod pipeline;
+pub mod runs;
 pub mod secret;
 pub mod store;
 pub mod thread;

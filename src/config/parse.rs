@@ -90,7 +90,9 @@ pub(super) fn proxy_url(text: &str) -> Result<String, &'static str> {
     let rest = match text.split_once("://") {
         Some(("http", rest)) => rest,
         Some(_) => {
-            return Err("must be http://[USER:PASSWORD@]HOST:PORT; other schemes are not supported");
+            return Err(
+                "must be http://[USER:PASSWORD@]HOST:PORT; other schemes are not supported",
+            );
         }
         None => text,
     };
