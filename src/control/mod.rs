@@ -1,1 +1,5 @@
-//! See DESIGN.md §9.
+//! The embedded control plane: what `backupy up` adds to the agent.
+
+pub mod connect;
+pub mod http;
+pub mod session;

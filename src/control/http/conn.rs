@@ -172,12 +172,16 @@ impl Conn {
 
     /// Ends the connection so that the answer survives it: a socket that is closed over unread bytes
     /// resets, and the reset can overtake the answer.
-    pub(super) fn close(mut self) {
-        const LINGER: Duration = Duration::from_secs(2);
+    pub(super) fn close(self) {
+        self.close_within(Duration::from_secs(2));
+    }
+
+    /// As [`Self::close`], with the time that the peer gets to take the answer.
+    pub(super) fn close_within(mut self, linger: Duration) {
         if self.stream.shutdown(Shutdown::Write).is_err() {
             return;
         }
-        let deadline = Deadline::after(LINGER);
+        let deadline = Deadline::after(linger);
         let mut sink = [0u8; 16 << 10];
         while matches!(self.read_some(&mut sink, deadline), Ok(n) if n > 0) {}
     }
@@ -264,5 +268,20 @@ impl Body<'_> {
         }
         self.left -= n as u64;
         Ok(n)
+    }
+
+    /// Ends the body: whatever has come behind it by now means that its declared length is wrong.
+    ///
+    /// # Errors
+    /// When there is more, or something is still missing.
+    pub fn finish(self) -> Result<(), HttpError> {
+        if self.left > 0 {
+            return Err(HttpError::Gone);
+        }
+        let mut probe = [0u8; 1];
+        if !self.conn.ahead.is_empty() || matches!(self.conn.stream.read(&mut probe), Ok(1)) {
+            return Err(HttpError::Bad(Status::BAD_REQUEST, "more was sent than was announced"));
+        }
+        Ok(())
     }
 }

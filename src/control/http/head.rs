@@ -140,10 +140,7 @@ impl Request {
 pub(super) type Refusal = (Status, &'static str);
 
 /// Reads a head. `None`: not all of it is here yet.
-pub(super) fn parse(
-    bytes: &[u8],
-    max_headers: usize,
-) -> Result<Option<(Request, usize)>, Refusal> {
+pub(super) fn parse(bytes: &[u8], max_headers: usize) -> Result<Option<(Request, usize)>, Refusal> {
     let mut headers = vec![httparse::EMPTY_HEADER; max_headers];
     let mut parsed = httparse::Request::new(&mut headers);
     let used = match parsed.parse(bytes) {

@@ -144,7 +144,9 @@ impl Acceptor {
         if self.open.len() >= self.limits.connections {
             log::warn!("refused a connection: {} are open", self.open.len());
             // A fresh socket takes these few bytes without blocking; if not, the peer sees the close.
-            let _ = conn.respond(Status::UNAVAILABLE, "too many connections");
+            if conn.respond(Status::UNAVAILABLE, "too many connections").is_ok() {
+                conn.close_within(Self::PAUSE);
+            }
             return;
         }
         let handler = self.handler.clone();

@@ -314,7 +314,12 @@ impl Session {
             PollFd::new(&self.stop, PollFlags::IN),
         ];
         // While the socket is blocked the line may be readable without being read: only its waits matter.
-        let watched = if self.socket.blocked().is_some() { fds.swap(1, 3); 3 } else { 4 };
+        let watched = if self.socket.blocked().is_some() {
+            fds.swap(1, 3);
+            3
+        } else {
+            4
+        };
         wait_any(&mut fds[..watched], Some(deadline)).map_err(End::System)?;
         self.stopped()
     }
