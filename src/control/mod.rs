@@ -2,4 +2,5 @@
 
 pub mod connect;
 pub mod http;
+pub mod notify;
 pub mod session;
