@@ -4,3 +4,4 @@ pub mod connect;
 pub mod http;
 pub mod notify;
 pub mod session;
+pub mod watch;
