@@ -123,6 +123,7 @@ on_failure = "x"
         (19, "[[backup]] needs a schedule"),
         (20, "`name` may have letters"),
         (21, "`database`: a SQLite file is named by its absolute path"),
+        (22, "`password`: after env:"),
         (23, "`compression` must be"),
         (24, "`attempts` must be a number from 1 to 100"),
         (24, "`backoff` must be a list of durations"),
