@@ -48,13 +48,22 @@ impl Sealer {
         self.ended = plain < FRAME_BYTES;
         let mut nonce = [0; NONCE_BYTES];
         self.random.fill(&mut nonce).map_err(|_| SealError::Crypto)?;
+        self.seal_with(buffer, nonce)
+    }
+
+    /// The frame itself, under a nonce that is never used twice.
+    pub(super) fn seal_with(
+        &self,
+        buffer: &mut Vec<u8>,
+        nonce: [u8; NONCE_BYTES],
+    ) -> Result<(), SealError> {
         let (head, body) = buffer.split_at_mut(HEAD_BYTES);
         let tag = self
             .key
             .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), body)
             .map_err(|_| SealError::Crypto)?;
-        let length =
-            u32::try_from(NONCE_BYTES + plain + TAG_BYTES).map_err(|_| SealError::Length(plain))?;
+        let length = u32::try_from(NONCE_BYTES + body.len() + TAG_BYTES)
+            .map_err(|_| SealError::Length(body.len()))?;
         head[..4].copy_from_slice(&length.to_be_bytes());
         head[4..].copy_from_slice(&nonce);
         buffer.extend_from_slice(tag.as_ref());
