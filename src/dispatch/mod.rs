@@ -1,0 +1,5 @@
+//! Dispatch.
+
+pub mod admission;
+pub mod retry;
+pub mod window;

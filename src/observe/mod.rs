@@ -1,0 +1,4 @@
+//! What a person or a supervisor sees of the process: the log and the status socket.
+
+pub mod logging;
+pub mod socket;

@@ -1,0 +1,3 @@
+//! Runs: what they are ([`state`]), where they are kept ([`table`]), how one is carried out ([`worker`]).
+
+pub mod state;
