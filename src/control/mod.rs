@@ -1,7 +1,22 @@
 //! The embedded control plane: what `backupy up` adds to the agent.
+//!
+//! ```text
+//! file ──▶ schedule ──▶ (session: RunBackup) ──▶ agent ──▶ PUT ──▶ storage
+//!   │         ▲                                                      │
+//!   └▶ keep ──┤              catalogue ◀── commit ◀── manifest ◀─────┘
+//!             └── catalogue     │
+//!                               └──▶ restore, verify (also offline: storage + master key only)
+//! ```
+//!
+//! The storage is the truth about what can be restored, the catalogue about what happened; `commit` is the one
+//! place that changes both, in the order that a crash cannot spoil.
 
 pub mod connect;
+pub mod file;
 pub mod http;
+pub mod keep;
 pub mod notify;
+pub mod schedule;
 pub mod session;
+pub mod view;
 pub mod watch;
