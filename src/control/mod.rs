@@ -11,12 +11,15 @@
 //! The storage is the truth about what can be restored, the catalogue about what happened; `commit` is the one
 //! place that changes both, in the order that a crash cannot spoil.
 
-pub mod connect;
+pub mod durable;
 pub mod file;
-pub mod http;
 pub mod keep;
-pub mod notify;
+pub mod keys;
 pub mod schedule;
+
+pub mod connect;
+pub mod http;
+pub mod notify;
 pub mod session;
 pub mod view;
 pub mod watch;
