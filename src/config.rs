@@ -193,6 +193,16 @@ impl Config {
     }
 }
 
+/// The agent's key and the one before it, for commands that open a stopped agent's store.
+///
+/// # Errors
+/// As [`Config::load`].
+pub fn store_keys(env: Env<'_>) -> Result<(Secret, Option<Secret>), ConfigError> {
+    let mut reader = Reader { env, problems: Vec::new() };
+    let keys = (reader.agent_key(&Flags::default()), reader.previous_key());
+    reader.finish(keys)
+}
+
 /// The part of the settings that does not concern a control plane elsewhere; `up` uses it alone.
 #[derive(Debug, Clone)]
 pub struct HostConfig {

@@ -1,11 +1,11 @@
 //! `backupy`: the backup agent and its control plane.
 
 pub mod artifact;
+pub mod calendar;
 pub mod clock;
 pub mod config;
 #[cfg(feature = "control")]
 pub mod control;
-pub mod dispatch;
 pub mod drivers;
 pub mod exit;
 pub mod host;
@@ -18,6 +18,7 @@ pub mod pipeline;
 pub mod redact;
 pub mod runs;
 pub mod secret;
+pub mod signals;
 pub mod store;
 pub mod thread;
 pub mod wake;

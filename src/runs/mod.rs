@@ -1,3 +1,4 @@
-//! Runs: what they are ([`state`]), where they are kept ([`table`]), how one is carried out ([`worker`]).
+//! Runs: what they are ([`state`]) and where they are kept ([`table`]).
 
 pub mod state;
+pub mod table;
