@@ -5,6 +5,7 @@ use std::time::Duration;
 use argh::FromArgs;
 use serde_json::{Value, json};
 
+use super::complain;
 use super::client::{Client, ClientError};
 use super::place::Place;
 use super::show;
@@ -41,7 +42,7 @@ pub struct BackupArgs {
 pub fn run(args: &BackupArgs) -> Exit {
     let place = match Place::find(args.config.as_deref(), args.state_dir.as_deref(), &process_env) {
         Ok(place) => place,
-        Err(error) => return failed(&error, error.exit()),
+        Err(error) => return fail(&error, error.exit()),
     };
     let client = Client::new(&place.state_dir);
     if args.cancel {
@@ -50,7 +51,7 @@ pub fn run(args: &BackupArgs) -> Exit {
                 println!("asked for the end of {}", show::printable(&args.name));
                 Exit::Ok
             }
-            Err(error) => failed(&error, error.exit()),
+            Err(error) => fail(&error, error.exit()),
         };
     }
     let mut progress = show::Progress::default();
@@ -63,7 +64,7 @@ pub fn run(args: &BackupArgs) -> Exit {
     });
     match run {
         Ok(run) => finish(args, &run),
-        Err(error) => failed(&error, error.exit()),
+        Err(error) => fail(&error, error.exit()),
     }
 }
 
@@ -80,7 +81,7 @@ fn finish(args: &BackupArgs, run: &RunView) -> Exit {
     if args.json {
         match serde_json::to_string(run) {
             Ok(text) => println!("{text}"),
-            Err(error) => return failed(&error, Exit::Internal),
+            Err(error) => return fail(&error, Exit::Internal),
         }
     }
     if !run.is_over() {
@@ -91,7 +92,7 @@ fn finish(args: &BackupArgs, run: &RunView) -> Exit {
     }
     if !run.is_ok() {
         let why = show::printable(&run.error);
-        eprintln!("backupy: run {} of {} {}: {why}", run.run_id, run.backup, run.state);
+        complain(format!("run {} of {} {}: {why}", run.run_id, run.backup, run.state));
         return Exit::Failed;
     }
     if !args.json {
@@ -107,7 +108,8 @@ fn finish(args: &BackupArgs, run: &RunView) -> Exit {
     Exit::Ok
 }
 
-fn failed(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
-    eprintln!("backupy: {error}");
+
+fn fail(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
+    complain(error);
     exit
 }

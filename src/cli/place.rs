@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{DEFAULT_STATE_DIR, Env};
 use crate::control::durable::{self, Existing};
 use crate::control::file::{self, Problem, Settings, StorageSettings};
+use crate::control::plane::Books;
 use crate::exit::Exit;
 
 /// The file of `up` that is used unless another is named.
@@ -111,6 +112,30 @@ impl Note {
 }
 
 impl Place {
+    /// The note, which a command cannot do without.
+    ///
+    /// # Errors
+    /// What to do about a missing one.
+    pub fn known_note(&self) -> Result<&Note, (String, Exit)> {
+        self.note.as_ref().ok_or_else(|| {
+            let why = format!(
+                "nothing in {} says where storage and master key are; name the file of `up` with --config",
+                self.state_dir.display()
+            );
+            (why, Exit::Usage)
+        })
+    }
+
+    /// The books of a control plane that is not running.
+    ///
+    /// # Errors
+    /// Why they cannot be opened.
+    pub fn open_books(&self) -> Result<Books, (String, Exit)> {
+        let note = self.known_note()?;
+        Books::open_offline(&self.state_dir, &note.storage, &note.master_key)
+            .map_err(|error| (error.to_string(), error.exit()))
+    }
+
     /// Finds the place that the flags and the environment name.
     ///
     /// # Errors

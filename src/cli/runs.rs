@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use argh::FromArgs;
 use serde_json::json;
 
+use super::complain;
 use super::client::{Client, ClientError};
 use super::place::Place;
 use super::show::{self, Table};
@@ -43,7 +44,7 @@ const SHOWN: usize = 20;
 pub fn run(args: &RunsArgs) -> Exit {
     let place = match Place::find(args.config.as_deref(), args.state_dir.as_deref(), &process_env) {
         Ok(place) => place,
-        Err(error) => return super::failed(&error, error.exit()),
+        Err(error) => return fail(&error, error.exit()),
     };
     let (name, limit) = (args.name.as_deref(), args.limit.unwrap_or(SHOWN));
     let mut runs = Vec::new();
@@ -59,22 +60,22 @@ pub fn run(args: &RunsArgs) -> Exit {
         Ok(_) => {}
         Err(ClientError::NotRunning(_)) => match offline(args, &place, name, limit) {
             Ok(found) => runs = found,
-            Err((why, exit)) => return super::failed(&why, exit),
+            Err((why, exit)) => return fail(&why, exit),
         },
-        Err(error) => return super::failed(&error, error.exit()),
+        Err(error) => return fail(&error, error.exit()),
     }
     match print(&runs, args.json) {
         Ok(()) => Exit::Ok,
         // Whoever read the list has seen enough of it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
-        Err(error) => super::failed(&error, Exit::Failed),
+        Err(error) => fail(&error, Exit::Failed),
     }
 }
 
 fn rebuild_online(args: &RunsArgs, client: &Client) -> Result<(), ClientError> {
     if args.rebuild {
         let found = client.simple("rebuild")?;
-        eprintln!("{}", super::rebuilt(&found));
+        eprintln!("{}", rebuilt(&found));
     }
     Ok(())
 }
@@ -85,10 +86,10 @@ fn offline(
     name: Option<&str>,
     limit: usize,
 ) -> Result<Vec<RunView>, (String, Exit)> {
-    let books = super::open_books(place)?;
+    let books = place.open_books()?;
     if args.rebuild {
         let found = books.rebuild().map_err(|error| (error.to_string(), error.exit()))?;
-        eprintln!("{}", super::rebuilt(&found));
+        eprintln!("{}", rebuilt(&found));
     }
     books.runs(name, limit).map_err(|error| (error.to_string(), error.exit()))
 }
@@ -128,4 +129,9 @@ fn row(run: &RunView) -> Vec<String> {
     let state = run.state.clone();
     let begun = show::time(run.created_ms);
     vec![run.run_id.clone(), run.backup.clone(), state, begun, took, size, note]
+}
+
+fn fail(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
+    complain(error);
+    exit
 }

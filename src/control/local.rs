@@ -10,9 +10,9 @@
 //! | `{"cmd":"run","id":ID}` | | `{"run":run}` |
 //! | `{"cmd":"rebuild"}` | | what was found |
 //! | `{"cmd":"key-exported"}` | | `{}` |
-//! | `{"cmd":"control"}` | | the control plane's part of `status` |
 //!
-//! `run` is a [`RunView`]. Everything else goes to the agent's own handler.
+//! `run` is a [`RunView`]. To `{"cmd":"status"}` the agent's own answer is given with `control` (see
+//! [`Plane::status`]) and `problems` added. Everything else is the agent's.
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use super::plane::Plane;
 use super::view::RunView;
 use crate::clock::unix_ms;
-use crate::observe::socket::{Handler, Reply};
+use crate::observe::socket::Reply;
 
 /// Runs that one request lists unless it says otherwise.
 const RUNS: u64 = 100;
@@ -33,18 +33,34 @@ const RUNS_MAX: u64 = 100_000;
 /// A follower hears something at least so often, so that it can tell a slow run from a dead process.
 const SIGN: Duration = Duration::from_secs(1);
 
-/// A handler for the control plane's requests; `rest` answers the others.
-pub fn handler(plane: Plane, rest: Handler) -> Handler {
-    Arc::new(move |request, reply| match request["cmd"].as_str() {
-        Some("backup") => back_up(&plane, request, reply),
-        Some("cancel") => cancel(&plane, request, reply),
-        Some("runs") => runs(&plane, request, reply),
-        Some("run") => one_run(&plane, request, reply),
-        Some("rebuild") => rebuild(&plane, reply),
-        Some("key-exported") => key_exported(&plane, reply),
-        Some("control") => reply(&json!({ "done": plane.status(unix_ms()) })),
-        Some(_) | None => rest(request, reply),
-    })
+/// Answers the control plane's requests; false for those that are not its own.
+///
+/// # Errors
+/// When whoever asked has gone.
+pub fn answer(
+    plane: &Plane,
+    request: &Value,
+    agent_status: &dyn Fn() -> Value,
+    reply: Reply<'_>,
+) -> io::Result<bool> {
+    match request["cmd"].as_str() {
+        Some("backup") => back_up(plane, request, reply),
+        Some("cancel") => cancel(plane, request, reply),
+        Some("runs") => runs(plane, request, reply),
+        Some("run") => one_run(plane, request, reply),
+        Some("rebuild") => rebuild(plane, reply),
+        Some("key-exported") => key_exported(plane, reply),
+        Some("status") => status(plane, agent_status(), reply),
+        Some(_) | None => return Ok(false),
+    }?;
+    Ok(true)
+}
+
+fn status(plane: &Plane, mut status: Value, reply: Reply<'_>) -> io::Result<()> {
+    let (control, problems) = plane.status(unix_ms());
+    status["control"] = control;
+    status["problems"] = problems.into();
+    reply(&status)
 }
 
 fn back_up(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {

@@ -61,12 +61,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on a free loopback port and answers with `handler`.
+    /// Listens on a loopback port and answers with `handler`: on `port` if it is given and free, else on
+    /// any, so that URLs outlive a restart where they can.
     ///
     /// # Errors
     /// When there is no port, descriptor or thread left.
-    pub fn start(limits: Limits, handler: Handler) -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    pub fn start(limits: Limits, port: Option<u16>, handler: Handler) -> io::Result<Self> {
+        let preferred = port.and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+        let listener = match preferred {
+            Some(listener) => listener,
+            None => TcpListener::bind(("127.0.0.1", 0))?,
+        };
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let stop = Cancel::new()?;

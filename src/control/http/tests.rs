@@ -42,7 +42,7 @@ fn server(limits: Limits) -> Server {
             (Method::Get, "/refuse") => Err(HttpError::Bad(Status::FORBIDDEN, "no")),
             _ => conn.respond(Status::OK, &request.path),
         });
-    Server::start(limits, handler).unwrap()
+    Server::start(limits, None, handler).unwrap()
 }
 
 fn ask(server: &Server, bytes: &[u8]) -> String {

@@ -70,6 +70,7 @@ fn bench(timing: Timing) -> Bench {
     let agents = Agents::new([("local".to_owned(), Secret::new(KEY))]).unwrap();
     let server = Server::start(
         Limits::default(),
+        None,
         Arc::new(move |request, conn| connect(&request, conn, &agents, &desk, timing)),
     )
     .unwrap();
