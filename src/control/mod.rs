@@ -16,3 +16,4 @@ pub mod file;
 pub mod keep;
 pub mod keys;
 pub mod schedule;
+pub mod storage;
