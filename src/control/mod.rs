@@ -15,5 +15,6 @@ pub mod durable;
 pub mod file;
 pub mod keep;
 pub mod keys;
+pub mod manifest;
 pub mod schedule;
 pub mod storage;
