@@ -15,7 +15,9 @@ pub mod durable;
 pub mod file;
 pub mod keep;
 pub mod keys;
+pub mod manifest;
 pub mod schedule;
+pub mod storage;
 
 pub mod connect;
 pub mod http;

@@ -40,7 +40,7 @@ fn a_new_key_is_private_and_comes_back() {
 fn the_form_is_fixed() {
     let text = "# a comment\n\nbackupy-master-key 1\n\
         key 346107268f46d059 2026-11-23T10:00:00Z AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n";
-    let key = MasterKey::from_text(&text).unwrap();
+    let key = MasterKey::from_text(text).unwrap();
     assert_eq!(key.id(), "346107268f46d059");
     assert!(key.to_text().expose().ends_with(text.split_once("\n\n").unwrap().1));
 }
