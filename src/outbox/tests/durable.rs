@@ -250,7 +250,7 @@ fn the_bound_holds_in_bytes_too() {
     assert!((9..=10).contains(&outbox.depth()), "{}", outbox.depth());
     let session = outbox.begin_session(true);
     let words = drain(&session, &mut 0);
-    assert!(words.last().unwrap().starts_with("49 ") && words[0] > "39".to_owned());
+    assert!(words.last().unwrap().starts_with("49 ") && words[0].as_str() > "39");
 }
 
 #[test]
