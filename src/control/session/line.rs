@@ -38,7 +38,7 @@ impl Line {
     /// Commands that may wait; an agent that takes fewer is as good as gone.
     const BOUND: usize = 1024;
 
-    pub(super) fn new(agent: &str) -> std::io::Result<Self> {
+    pub(crate) fn new(agent: &str) -> std::io::Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let (sender, queue) = bounded(Self::BOUND);
@@ -83,7 +83,7 @@ impl Line {
         self.0.replaced.cancel(Why::Requested);
     }
 
-    pub(super) fn set_store_id(&self, id: &str) {
+    pub(crate) fn set_store_id(&self, id: &str) {
         // A session registers once.
         let _ = self.0.store_id.set(id.to_owned());
     }
@@ -93,7 +93,7 @@ impl Line {
         self.0.wake.drain();
     }
 
-    pub(super) fn next(&self) -> Option<Command> {
+    pub(crate) fn next(&self) -> Option<Command> {
         self.0.queue.try_recv().ok()
     }
 
