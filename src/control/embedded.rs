@@ -12,6 +12,8 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use super::connect::Agents;
 use super::durable::{self, Existing, random_hex};
 use super::file::Settings;
@@ -190,28 +192,34 @@ fn private_dir(path: &Path) -> Result<(), EmbeddedError> {
 }
 
 /// The key of a state directory's agent, which also opens its stores; made at the first start.
-///
-/// # Errors
-/// When it cannot be read or made, or is not a key.
-pub fn agent_key(state_dir: &Path) -> Result<Secret, EmbeddedError> {
-    let path = state_dir.join(AGENT_KEY);
-    let failed = |error| EmbeddedError::State(path.clone(), error);
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let key = Secret::new(text.trim());
-            let random = key.expose().strip_prefix(KEY_PREFIX).unwrap_or_default();
-            if random.len() == 32 && random.bytes().all(|b| b.is_ascii_alphanumeric()) {
-                Ok(key)
-            } else {
-                Err(EmbeddedError::Key(path))
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+fn agent_key(state_dir: &Path) -> Result<Secret, EmbeddedError> {
+    match existing_agent_key(state_dir) {
+        Err(EmbeddedError::State(path, error)) if error.kind() == io::ErrorKind::NotFound => {
+            let failed = |error| EmbeddedError::State(path.clone(), error);
             let key = Secret::new(format!("{KEY_PREFIX}{}", random_hex(16).map_err(failed)?));
-            durable::write(&path, key.expose().as_bytes(), 0o600, Existing::Keep).map_err(failed)?;
+            durable::write(&path, key.expose().as_bytes(), 0o600, Existing::Keep)
+                .map_err(failed)?;
             Ok(key)
         }
-        Err(error) => Err(failed(error)),
+        other => other,
+    }
+}
+
+/// The key of a state directory's agent, if there is one.
+///
+/// # Errors
+/// When it cannot be read, or is not a key.
+pub fn existing_agent_key(state_dir: &Path) -> Result<Secret, EmbeddedError> {
+    let path = state_dir.join(AGENT_KEY);
+    let text = Zeroizing::new(
+        fs::read_to_string(&path).map_err(|error| EmbeddedError::State(path.clone(), error))?,
+    );
+    let key = Secret::new(text.trim());
+    let random = key.expose().strip_prefix(KEY_PREFIX).unwrap_or_default();
+    if random.len() == 32 && random.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        Ok(key)
+    } else {
+        Err(EmbeddedError::Key(path))
     }
 }
 

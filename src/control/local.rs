@@ -10,6 +10,7 @@
 //! | `{"cmd":"run","id":ID}` | | `{"run":run}` |
 //! | `{"cmd":"rebuild"}` | | what was found |
 //! | `{"cmd":"key-exported"}` | | `{}` |
+//! | `{"cmd":"key-rotate"}` | | `{"id":ID}` |
 //!
 //! `run` is a [`RunView`]. To `{"cmd":"status"}` the agent's own answer is given with `control` (see
 //! [`Plane::status`]) and `problems` added. Everything else is the agent's.
@@ -50,6 +51,7 @@ pub fn answer(
         Some("run") => one_run(plane, request, reply),
         Some("rebuild") => rebuild(plane, reply),
         Some("key-exported") => key_exported(plane, reply),
+        Some("key-rotate") => key_rotate(plane, reply),
         Some("status") => status(plane, agent_status(), reply),
         Some(_) | None => return Ok(false),
     }?;
@@ -136,6 +138,13 @@ fn rebuild(plane: &Plane, reply: Reply<'_>) -> io::Result<()> {
 fn key_exported(plane: &Plane, reply: Reply<'_>) -> io::Result<()> {
     match plane.books().key_exported(unix_ms()) {
         Ok(()) => reply(&json!({ "done": {} })),
+        Err(error) => refuse(reply, &error),
+    }
+}
+
+fn key_rotate(plane: &Plane, reply: Reply<'_>) -> io::Result<()> {
+    match plane.rotate_key(unix_ms()) {
+        Ok(id) => reply(&json!({ "done": { "id": id } })),
         Err(error) => refuse(reply, &error),
     }
 }

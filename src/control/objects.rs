@@ -31,11 +31,14 @@ pub fn put(plane: &Plane, request: &Request, conn: &mut Conn) -> Result<(), Http
     let put = receive(put, &mut |buffer| body.next(buffer))?;
     body.finish()?;
     let stored = put.commit().map_err(|error| refuse(&error))?;
-    plane.books().uploaded(permit.key(), stored).map_err(|error| {
-        log::error!("failed to note the upload of {}: {error}", permit.key());
-        HttpError::Bad(Status::UNAVAILABLE, "the catalogue cannot be written")
-    })?;
-    conn.respond(Status::CREATED, "stored")
+    match plane.books().uploaded(permit.key(), stored) {
+        Ok(true) => conn.respond(Status::CREATED, "stored"),
+        Ok(false) => Err(HttpError::Bad(Status::CONFLICT, "the run of this object is over")),
+        Err(error) => {
+            log::error!("failed to note the upload of {}: {error}", permit.key());
+            Err(HttpError::Bad(Status::UNAVAILABLE, "the catalogue cannot be written"))
+        }
+    }
 }
 
 /// Gives an artifact.

@@ -12,7 +12,8 @@ pub struct RunView {
     pub run_id: String,
     /// Its backup's name.
     pub backup: String,
-    /// `waiting`, `running`, `ok`, `failed`, `cancelled`; `deleted` once a keep rule let the artifact go.
+    /// `waiting`, `running`, `ok`, `failed`, `cancelled`; afterwards `deleted` (a keep rule let the artifact
+    /// go), `lost` (the storage has it no more) or `bad` (a verification failed).
     pub state: String,
     /// Whether a person asked for it.
     pub manual: bool,
@@ -30,7 +31,9 @@ pub struct RunView {
     pub compression: String,
     /// `PostgreSQL 16.2`.
     pub engine_version: String,
-    /// Why it failed.
+    /// When it was verified last; 0 = never.
+    pub verified_ms: u64,
+    /// Why it failed, or what a verification found.
     pub error: String,
     /// What an open run is doing.
     pub step: String,

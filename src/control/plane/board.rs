@@ -3,7 +3,7 @@
 //! In memory only: all of it is rebuilt from the books and the file at start. It never waits and never
 //! touches a disk, so its lock is only ever held for moments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -59,6 +59,10 @@ pub(super) struct Board {
     pub heard_ms: u64,
     pub open: BTreeMap<String, Tracked>,
     followers: Vec<Follower>,
+    /// The last slot of each backup of which it was told that it could not be started.
+    missed: HashMap<String, u64>,
+    /// The highest entry of each agent's store that was dealt with.
+    known: HashMap<String, u64>,
 }
 
 impl Board {
@@ -71,6 +75,8 @@ impl Board {
             heard_ms: 0,
             open: BTreeMap::new(),
             followers: Vec::new(),
+            missed: HashMap::new(),
+            known: HashMap::new(),
         }
     }
 
@@ -145,6 +151,30 @@ impl Board {
     pub fn over(&mut self, run_id: &str) -> Option<Tracked> {
         self.followers.retain(|follower| follower.run_id != run_id);
         self.open.remove(run_id)
+    }
+
+    /// Whether this is the first word about a slot that could not be started.
+    pub fn first_miss(&mut self, backup: &str, slot_ms: u64) -> bool {
+        self.missed.insert(backup.to_owned(), slot_ms) != Some(slot_ms)
+    }
+
+    /// Whether an entry was dealt with: entries come in order, so all up to the highest were.
+    pub fn is_known(&self, store_id: &str, entry_id: u64) -> bool {
+        entry_id != 0 && self.known.get(store_id).is_some_and(|highest| entry_id <= *highest)
+    }
+
+    /// Notes that an entry was dealt with.
+    pub fn dealt_with(&mut self, store_id: &str, entry_id: u64) {
+        /// Stores come and go with reinstalled agents; results are idempotent without this memory.
+        const STORES: usize = 64;
+        if entry_id == 0 || store_id.is_empty() {
+            return;
+        }
+        if self.known.len() >= STORES && !self.known.contains_key(store_id) {
+            self.known.clear();
+        }
+        let highest = self.known.entry(store_id.to_owned()).or_default();
+        *highest = entry_id.max(*highest);
     }
 
     /// A channel that hears of changes of a run and ends with it; a change that nobody took yet stands for

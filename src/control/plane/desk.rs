@@ -39,11 +39,11 @@ impl Desk for Plane {
         let now_ms = unix_ms();
         self.board().heard_ms = now_ms;
         for (header, message) in messages {
-            if self.0.books.is_known(line.store_id(), header.entry_id) {
+            if self.board().is_known(line.store_id(), header.entry_id) {
                 continue;
             }
             self.hear(message, now_ms).map_err(|error| NotStored(error.to_string()))?;
-            self.0.books.is_dealt_with(line.store_id(), header.entry_id);
+            self.board().dealt_with(line.store_id(), header.entry_id);
         }
         Ok(())
     }
@@ -115,8 +115,12 @@ impl Plane {
                 self.nudge();
                 Ok(())
             }
-            Completed::Known => Ok(()),
-            Completed::Wrong(why) => self.end(&report.run_id, false, &why, now_ms),
+            Completed::Known => {
+                // The board may have learnt of the run's end from nobody else.
+                self.board().over(&report.run_id);
+                Ok(())
+            }
+            Completed::Untrue(why) => self.end(&report.run_id, false, &why, now_ms),
         }
     }
 

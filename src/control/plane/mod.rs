@@ -28,9 +28,10 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use board::Board;
-pub use books::{Books, BooksError, Opened};
+pub use books::{Books, BooksError};
 
 use super::file::{Backup, Settings};
+use super::manifest::Trigger;
 use super::notify::{Failure, Notifier};
 use super::schedule::{Planner, Start};
 use super::session::Command;
@@ -116,11 +117,20 @@ impl Plane {
         let planner = Planner::new(settings.entries(), settings.window, books.marks()?);
         let mut board = Board::new(Arc::new(settings), now_ms, planner);
         for run in books.open_runs()? {
-            board.track(&run.run_id, &run.backup, run.manual, now_ms);
+            board.track(&run.run_id, &run.backup, run.trigger == Trigger::Manual, now_ms);
         }
         let (nudge, nudged) = bounded(1);
         let (board, notifier) = (Mutex::new(board), Mutex::new(notifier));
         Ok(Self(Arc::new(Shared { books, board, notifier, patience, nudge, nudged })))
+    }
+
+    /// Puts a new master key before the others; its id.
+    ///
+    /// # Errors
+    /// When its file cannot be written.
+    pub fn rotate_key(&self, now_ms: u64) -> Result<String, BooksError> {
+        let path = self.settings().master_key.clone();
+        self.0.books.rotate_key(&path, now_ms)
     }
 
     /// Wakes the scheduler: something may have changed.
@@ -310,8 +320,7 @@ impl Plane {
         start: Option<&Start>,
         now_ms: u64,
     ) -> Result<String, BooksError> {
-        let mark = start.map(|start| &start.mark);
-        let run_id = self.0.books.begin(&backup.name, start.is_none(), mark, now_ms)?;
+        let run_id = self.0.books.begin(backup, start, now_ms)?;
         match start {
             Some(start) if start.slot.missed > 0 => log::warn!(
                 "run {run_id} of {} is due; it makes up for {} missed ones",
@@ -328,7 +337,7 @@ impl Plane {
     /// A run that was due could not even be begun.
     fn missed(&self, start: &Start, error: &BooksError) {
         log::error!("the backup {} is due and cannot be started: {error}", start.backup);
-        if self.0.books.first_miss(&start.backup, start.slot.at_ms) {
+        if self.board().first_miss(&start.backup, start.slot.at_ms) {
             self.notifier().tell(Failure {
                 name: start.backup.clone(),
                 run_id: String::new(),
