@@ -11,6 +11,8 @@
 //! The storage is the truth about what can be restored, the catalogue about what happened; `commit` is the one
 //! place that changes both, in the order that a crash cannot spoil.
 
+pub mod catalogue;
+pub mod commit;
 pub mod durable;
 pub mod file;
 pub mod keep;
