@@ -22,8 +22,14 @@ pub mod schedule;
 pub mod storage;
 
 pub mod connect;
+pub mod embedded;
 pub mod http;
+pub mod local;
 pub mod notify;
+pub mod objects;
+pub mod plane;
+pub mod scheduler;
+pub mod server;
 pub mod session;
 pub mod view;
 pub mod watch;
