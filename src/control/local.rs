@@ -16,7 +16,6 @@
 //! [`Plane::status`]) and `problems` added. Everything else is the agent's.
 
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;

@@ -19,7 +19,6 @@ use super::session::{Desk, Timing};
 use super::storage::sign;
 use crate::wire::CONNECT_PATH;
 
-
 /// Starts the server for a plane, on `port` if that is free.
 ///
 /// # Errors

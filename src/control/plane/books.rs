@@ -24,6 +24,7 @@ use crate::control::keep::LastSeen;
 use crate::control::keys::{Fresh, KeyError, MasterKey};
 use crate::control::manifest::Trigger;
 use crate::control::schedule::{Mark, Start};
+use crate::control::storage::sign::Signer;
 use crate::control::storage::{Directory, ObjectKey, Storage as _, StorageError, Stored};
 use crate::control::view::RunView;
 use crate::exit::Exit;
@@ -174,6 +175,7 @@ impl Books {
                 storage
             }
         };
+        let storage = storage.signed_with(Signer::from_secret(agent_key));
         let fresh = || {
             Ok(Fresh {
                 // What cannot be looked at is not empty.
@@ -209,7 +211,8 @@ impl Books {
         storage: &Path,
         master_key: &Path,
     ) -> Result<Self, BooksError> {
-        let agent_key = existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
+        let agent_key =
+            existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
         let catalogue = open_catalogue(state_dir, &agent_key)?;
         let directory = Directory::open(storage, catalogue.storage_id()?.as_deref())?;
         let master = MasterKey::load(master_key, Some(storage))?;

@@ -272,7 +272,8 @@ impl Plane {
     /// Puts what the board knows of an open run into its view.
     fn colour(&self, view: &mut RunView) {
         if let Some(run) = self.board().open.get(&view.run_id) {
-            view.state = if run.open.stage == Stage::Running { "running" } else { "waiting" }.into();
+            view.state =
+                if run.open.stage == Stage::Running { "running" } else { "waiting" }.into();
             view.step.clone_from(&run.step);
             view.percent = run.percent;
         }

@@ -6,7 +6,7 @@ use super::Plane;
 use crate::control::file::{Backup, StorageSettings};
 use crate::control::storage::Storage as _;
 use crate::control::view::RunView;
-use crate::control::watch::Verdict;
+use crate::control::watch::{Open, Verdict};
 
 /// A due run that has not begun by then is overdue.
 const OVERDUE_MS: u64 = 15 * 60_000;
@@ -60,8 +60,7 @@ impl Plane {
         };
         if let Some((run_id, open)) = &open
             && let Verdict::Late(late) | Verdict::GiveUp(late) =
-                crate::control::watch::Open { told: None, ..*open }
-                    .verdict(&self.0.patience, now_ms)
+                (Open { told: None, ..*open }).verdict(&self.0.patience, now_ms)
         {
             problems.push(format!("run {run_id} of {name} is late: {late}"));
         }

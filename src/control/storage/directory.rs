@@ -78,6 +78,13 @@ impl Directory {
         }
     }
 
+    /// Signs URLs so that they outlive this process; to be set before the first one is issued.
+    #[must_use]
+    pub fn signed_with(mut self, signer: Signer) -> Self {
+        self.signer = Arc::new(signer);
+        self
+    }
+
     /// Where the loopback server answers for this storage; only the first call counts.
     pub fn serve_at(&self, addr: SocketAddr) {
         let _ = self.served_at.set(addr);

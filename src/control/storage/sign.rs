@@ -1,7 +1,7 @@
 //! URLs that the directory kind signs for itself: `http://127.0.0.1:PORT/objects/KEY?expires=…&max=…&sig=…`.
 //!
-//! `sig` is HMAC-SHA256 over method, key, expiry and size limit, under a key that is random per process: after a
-//! restart no old URL is good any more, which is why an unfinished run then gets new ones.
+//! `sig` is HMAC-SHA256 over method, key, expiry and size limit. The key is random per process, or derived from a
+//! secret that outlives it ([`Signer::from_secret`]), so that a run that a restart interrupts can use the URL it has.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -103,6 +103,13 @@ impl Signer {
             .map_err(|_| std::io::Error::other("the system gives no random numbers"))
     }
 
+    /// A signer whose URLs outlive the process: its key is derived from a secret that does.
+    pub fn from_secret(secret: &Secret) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
+        let derived = hmac::sign(&root, b"backupy presigned urls v1");
+        Self(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
+    }
+
     /// A URL for the server at `addr`.
     pub fn sign(
         &self,
@@ -169,6 +176,18 @@ mod tests {
 
     fn target(url: &Presigned) -> String {
         url.url.expose().strip_prefix("http://127.0.0.1:9").unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_same_secret_signs_the_same_in_another_process() {
+        let addr: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        let key = ObjectKey::parse("a/b.bky").unwrap();
+        let signer = Signer::from_secret(&Secret::new("one"));
+        let url = target(&signer.sign(addr, Method::Put, &key, 100, 5000));
+        let again = Signer::from_secret(&Secret::new("one"));
+        assert!(again.check(Method::Put, &url, 0).is_ok());
+        let other = Signer::from_secret(&Secret::new("two"));
+        assert_eq!(other.check(Method::Put, &url, 0), Err(Denied::Signature));
     }
 
     #[test]
