@@ -217,4 +217,6 @@ fn make_dir(path: &Path) -> Result<(), PipelineError> {
 }
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;

@@ -134,6 +134,12 @@ impl Sealed {
         matches!(self.body, Body::Memory(_))
     }
 
+    /// An artifact in memory that claims this hash.
+    #[cfg(test)]
+    pub(super) fn claiming(bytes: Vec<u8>, sha256: [u8; 32]) -> Self {
+        Self { bytes: bytes.len() as u64, body: Body::Memory(vec![bytes]), sha256 }
+    }
+
     /// Reads it from its start; as often as needed.
     pub(super) fn reader(&self) -> SealedReader<'_> {
         SealedReader { sealed: self, piece: 0, at: 0 }
