@@ -78,7 +78,7 @@ impl Dispatch {
                 log::warn!("refused a command: {reason}");
                 self.acknowledge(Ack::refused(correlation_id, reason));
             }
-            Err(error) => self.not_durable(correlation_id, &error),
+            Err(error) => self.not_durable(&error),
         }
     }
 
@@ -89,14 +89,10 @@ impl Dispatch {
         }
     }
 
-    /// The command could not be stored, so neither can its answer: the refusal goes out at once or not
-    /// at all, and the control plane repeats a command that was not answered.
-    fn not_durable(&mut self, correlation_id: String, error: &DispatchError) {
-        log::error!("failed to store a command: {error}");
-        if !correlation_id.is_empty() {
-            let reason = format!("the agent cannot store the command: {error}");
-            self.slots.put_ack(Ack::refused(correlation_id, reason));
-        }
+    /// The command could not be stored, so neither can its answer: the control plane repeats a command
+    /// that nobody answered.
+    fn not_durable(&self, error: &DispatchError) {
+        log::error!("failed to store a command, so it is not answered: {error}");
     }
 
     /// `Ok(Err(reason))` is a refusal.
@@ -200,9 +196,9 @@ impl Dispatch {
         log::info!("cancel of job {job_id}: {} runs", runs.len());
         let ended: Vec<String> =
             runs.iter().filter(|run| run.ended().is_some()).map(|run| run.run_id.clone()).collect();
-        messages.extend(messages::ack(Ack::ok(correlation_id.clone())));
+        messages.extend(messages::ack(Ack::ok(correlation_id)));
         if let Err(error) = self.commit(runs, messages) {
-            return self.not_durable(correlation_id, &error);
+            return self.not_durable(&error);
         }
         for run_id in ended {
             self.forget(&run_id);

@@ -53,6 +53,12 @@ pub struct Outgoing {
     pub stored: Vec<u8>,
 }
 
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").field("depth", &self.depth()).finish_non_exhaustive()
+    }
+}
+
 impl Outbox {
     /// Reads what is still to be delivered.
     ///
@@ -155,6 +161,12 @@ impl Outbox {
     /// The newest id, for the high-water file.
     pub fn last_entry_id(&self) -> u64 {
         self.0.state().last_id
+    }
+
+    /// Hands out only ids above this one from now on: a second witness has seen it, and an id must not name two entries.
+    pub fn skip_to(&self, entry_id: u64) {
+        let mut state = self.0.state();
+        state.last_id = state.last_id.max(entry_id);
     }
 
     /// Readable when there may be something to send: after a publish, a confirmation, a new session.

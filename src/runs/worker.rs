@@ -17,7 +17,7 @@ use crate::clock::{Deadline, unix_ms};
 use crate::config::{HostPolicy, PipelineLimits};
 use crate::drivers;
 use crate::model::{Compression, Job, Progress, Target, UploadCreds};
-use crate::pipeline::{self, Uploader};
+use crate::pipeline::{self, PipelineError, Uploader};
 use crate::redact::clean;
 use crate::thread::{self, Cancel, Why};
 
@@ -28,10 +28,8 @@ pub struct Workshop {
     pub policy: HostPolicy,
     /// Sizes and times.
     pub limits: PipelineLimits,
-    /// Holds spool files.
+    /// Holds spool files, secret files and snapshots in directories of their own.
     pub state_dir: PathBuf,
-    /// Holds secret files and snapshots; swept at start.
-    pub work_dir: PathBuf,
     /// Sends artifacts.
     pub uploader: Uploader,
 }
@@ -176,7 +174,6 @@ fn carry_out(
         policy: &workshop.policy,
         limits: &workshop.limits,
         state_dir: &workshop.state_dir,
-        work_dir: &workshop.work_dir,
         deadline: attempt.deadline,
         cancel,
         progress: &progress,
@@ -194,16 +191,11 @@ fn carry_out(
             };
             (AttemptOutcome::Stored(stored), outcome.warnings)
         }
-        Err(error) => match cancel.why() {
-            Some(why) => (AttemptOutcome::Stopped(why), Vec::new()),
-            None => {
-                let outcome = AttemptOutcome::Failed {
-                    error: clean(&error.to_string()),
-                    retry: error.retry(),
-                };
-                (outcome, Vec::new())
-            }
-        },
+        Err(PipelineError::Cancelled(why)) => (AttemptOutcome::Stopped(why), Vec::new()),
+        Err(error) => {
+            let retry = error.retry();
+            (AttemptOutcome::Failed { error: clean(&error.to_string()), retry }, Vec::new())
+        }
     }
 }
 

@@ -59,7 +59,7 @@ fn keyspaces(dir: &Path, database: &Path, marker: Option<&Marker>) -> Result<(),
 }
 
 fn journals(dir: &Path, database: &Path, marked: bool) -> Result<(), StoreError> {
-    let clean = take_clean(dir)?;
+    let clean = clean_end(dir)?;
     let journals = journal_files(database)?;
     if marked && journals.is_empty() {
         return Err(StoreError::damaged(dir, "the journal is gone"));
@@ -104,9 +104,8 @@ pub fn journal_files(database: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError>
     Ok(journals)
 }
 
-/// Where the newest journal ended when the store was closed last, if that was a clean close. Says so once: from
-/// here on the store counts as open.
-fn take_clean(dir: &Path) -> Result<Option<u64>, StoreError> {
+/// Where the newest journal ended when the store was closed last, if that was a clean close.
+fn clean_end(dir: &Path) -> Result<Option<u64>, StoreError> {
     let path = dir.join(files::CLEAN);
     match fs::read_to_string(&path) {
         Ok(text) => Ok(text.trim().parse().ok()),

@@ -39,16 +39,17 @@ pub enum Verdict {
     },
 }
 
-/// Reads a journal and cuts off a torn last batch.
+/// Reads and judges a journal.
 pub fn check(path: &Path) -> io::Result<Verdict> {
-    let bytes = read_used(path)?;
-    let verdict = inspect(&bytes);
-    if let Verdict::Torn { end } = verdict {
-        let file = OpenOptions::new().write(true).open(path)?;
-        file.set_len(end)?;
-        file.sync_all()?;
-    }
-    Ok(verdict)
+    Ok(inspect(&read_used(path)?))
+}
+
+/// Cuts off everything from `end` on; 0 empties the journal. It must stay there as a file: without one the engine
+/// forgets what it counted, and hides the tables.
+pub fn cut(path: &Path, end: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(end)?;
+    file.sync_all()
 }
 
 /// The file without the zeros at its end: a new journal is 64 MiB of nothing.

@@ -444,7 +444,7 @@ impl Inner {
         let journals = check::journal_files(&self.database())?;
         // More than one would mean that the engine still needs the older ones.
         let [(_, journal)] = journals.as_slice() else { return Ok(()) };
-        engine::empty_journal(journal).map_err(|e| StoreError::unusable(journal, "empty", e))
+        journal::cut(journal, 0).map_err(|e| StoreError::unusable(journal, "empty", e))
     }
 
     fn close(&self) -> Result<(), StoreError> {

@@ -41,7 +41,9 @@ pub fn open(dir: &Path, spaces: &[Space], keys: &StoreKeys) -> Result<Inner, Sto
     let (marker, sealer) = match opened {
         Ok(opened) => opened,
         Err(e) => {
-            engine.close();
+            if engine.close() {
+                check::mark_clean(dir);
+            }
             return Err(e);
         }
     };

@@ -154,10 +154,10 @@ impl Pair {
     }
 
     fn break_something(&mut self) {
-        if self.dice.one_in(25) {
-            if let Some(link) = &mut self.link {
-                link.dead = true;
-            }
+        if self.dice.one_in(25)
+            && let Some(link) = &mut self.link
+        {
+            link.dead = true;
         }
         if self.dice.one_in(20) {
             self.cut();

@@ -1,6 +1,7 @@
 //! The store by its claims: what was acknowledged is there, damage is noticed, a full disk passes.
 
 mod basics;
+mod damage;
 
 use std::path::Path;
 
