@@ -2,10 +2,23 @@
 //!
 //! Results go to stdout, everything about the way there to stderr.
 
+#[cfg(feature = "control")]
+pub mod backup;
+#[cfg(feature = "control")]
+pub mod client;
 pub mod decrypt;
 pub mod dump_state;
+#[cfg(feature = "control")]
+pub mod key;
+#[cfg(feature = "control")]
+pub mod place;
 pub mod run;
+#[cfg(feature = "control")]
+pub mod runs;
+pub mod show;
 pub mod status;
+#[cfg(feature = "control")]
+pub mod up;
 pub mod version;
 
 use argh::FromArgs;
@@ -25,6 +38,14 @@ pub struct TopLevel {
 #[argh(subcommand)]
 enum Command {
     Run(run::RunArgs),
+    #[cfg(feature = "control")]
+    Up(up::UpArgs),
+    #[cfg(feature = "control")]
+    Backup(backup::BackupArgs),
+    #[cfg(feature = "control")]
+    Runs(runs::RunsArgs),
+    #[cfg(feature = "control")]
+    Key(key::KeyArgs),
     Status(status::StatusArgs),
     HealthCheck(status::HealthCheckArgs),
     Decrypt(decrypt::DecryptArgs),
@@ -62,6 +83,14 @@ pub fn main() -> Exit {
 fn run(command: Command) -> Exit {
     match command {
         Command::Run(args) => run::run(args),
+        #[cfg(feature = "control")]
+        Command::Up(args) => up::run(&args),
+        #[cfg(feature = "control")]
+        Command::Backup(args) => backup::run(&args),
+        #[cfg(feature = "control")]
+        Command::Runs(args) => runs::run(&args),
+        #[cfg(feature = "control")]
+        Command::Key(args) => key::run(&args),
         Command::Status(args) => status::status(&args),
         Command::HealthCheck(args) => status::health_check(&args),
         Command::Decrypt(args) => decrypt::run(&args),

@@ -135,3 +135,16 @@ fn fail(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
     complain(error);
     exit
 }
+
+/// What a rebuild found, in words.
+fn rebuilt(found: &serde_json::Value) -> String {
+    let mut text = format!(
+        "{} backups in the storage, {} of them new to the catalogue, {} lost, {} unfinished uploads",
+        found["good"], found["added"], found["lost"], found["unfinished"]
+    );
+    for problem in found["problems"].as_array().into_iter().flatten() {
+        text.push_str("\n! ");
+        text.push_str(&show::printable(problem.as_str().unwrap_or_default()));
+    }
+    text
+}
