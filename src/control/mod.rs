@@ -18,8 +18,10 @@ pub mod file;
 pub mod keep;
 pub mod keys;
 pub mod manifest;
+pub mod restore;
 pub mod schedule;
 pub mod storage;
+pub mod verify;
 
 pub mod connect;
 pub mod embedded;
