@@ -5,8 +5,8 @@ use std::time::Duration;
 use argh::FromArgs;
 use serde_json::{Value, json};
 
-use super::complain;
 use super::client::{Client, ClientError};
+use super::complain;
 use super::place::Place;
 use super::show;
 use crate::config::process_env;
@@ -107,7 +107,6 @@ fn finish(args: &BackupArgs, run: &RunView) -> Exit {
     }
     Exit::Ok
 }
-
 
 fn fail(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
     complain(error);

@@ -86,11 +86,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn ask(
-        &self,
-        request: &Value,
-        each: &mut dyn FnMut(&Value),
-    ) -> Result<Value, ClientError> {
+    pub fn ask(&self, request: &Value, each: &mut dyn FnMut(&Value)) -> Result<Value, ClientError> {
         let mut outcome = None;
         let reached =
             socket::ask(&self.state_dir, request, Some(Self::SILENCE), &mut |mut line| {

@@ -163,13 +163,11 @@ fn rotate(args: &RotateArgs) -> Result<(), Failed> {
     let (place, note) = find(args.config.as_deref(), args.state_dir.as_deref())?;
     let id = match Client::new(&place.state_dir).simple("key-rotate") {
         Ok(done) => done["id"].as_str().unwrap_or_default().to_owned(),
-        Err(ClientError::NotRunning(_)) => {
-            MasterKey::load(&note.master_key, Some(&note.storage))
-                .and_then(|key| key.rotate(&note.master_key, unix_ms()))
-                .map_err(state)?
-                .id()
-                .to_owned()
-        }
+        Err(ClientError::NotRunning(_)) => MasterKey::load(&note.master_key, Some(&note.storage))
+            .and_then(|key| key.rotate(&note.master_key, unix_ms()))
+            .map_err(state)?
+            .id()
+            .to_owned(),
         Err(error) => return Err((error.to_string(), error.exit())),
     };
     eprintln!("backups from now on use master key {id}; export it now: backupy key export");

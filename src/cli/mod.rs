@@ -3,6 +3,8 @@
 //! Results go to stdout, everything about the way there to stderr.
 
 #[cfg(feature = "control")]
+mod artifacts;
+#[cfg(feature = "control")]
 pub mod backup;
 #[cfg(feature = "control")]
 pub mod client;
@@ -12,13 +14,20 @@ pub mod dump_state;
 pub mod key;
 #[cfg(feature = "control")]
 pub mod place;
+#[cfg(feature = "control")]
+pub mod restore;
 pub mod run;
 #[cfg(feature = "control")]
 pub mod runs;
+#[cfg(feature = "control")]
+mod scratch;
+#[cfg(feature = "control")]
 pub mod show;
 pub mod status;
 #[cfg(feature = "control")]
 pub mod up;
+#[cfg(feature = "control")]
+pub mod verify;
 pub mod version;
 
 use argh::FromArgs;
@@ -44,6 +53,10 @@ enum Command {
     Backup(backup::BackupArgs),
     #[cfg(feature = "control")]
     Runs(runs::RunsArgs),
+    #[cfg(feature = "control")]
+    Restore(restore::RestoreArgs),
+    #[cfg(feature = "control")]
+    Verify(verify::VerifyArgs),
     #[cfg(feature = "control")]
     Key(key::KeyArgs),
     Status(status::StatusArgs),
@@ -89,6 +102,10 @@ fn run(command: Command) -> Exit {
         Command::Backup(args) => backup::run(&args),
         #[cfg(feature = "control")]
         Command::Runs(args) => runs::run(&args),
+        #[cfg(feature = "control")]
+        Command::Restore(args) => restore::run(&args),
+        #[cfg(feature = "control")]
+        Command::Verify(args) => verify::run(&args),
         #[cfg(feature = "control")]
         Command::Key(args) => key::run(&args),
         Command::Status(args) => status::status(&args),

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use argh::FromArgs;
 use serde_json::json;
 
-use super::complain;
 use super::client::{Client, ClientError};
+use super::complain;
 use super::place::Place;
 use super::show::{self, Table};
 use crate::config::process_env;

@@ -11,8 +11,8 @@ use super::run::exit_for;
 use crate::agent::{Agent, AgentOptions};
 use crate::clock::unix_ms;
 use crate::config::{self, HostConfig, TlsSettings, process_env};
-use crate::control::embedded::{Embedded, EmbeddedError};
-use crate::control::file::{self, Flags, Settings};
+use crate::control::embedded::Embedded;
+use crate::control::file::{self as file_of_up, Flags, Settings};
 use crate::control::local;
 use crate::control::plane::Plane;
 use crate::exit::Exit;
@@ -98,15 +98,22 @@ pub fn run(args: &UpArgs) -> Exit {
     for warning in &settings.warnings {
         log::warn!("{}", at(path.as_deref(), warning));
     }
-    serve(settings, path, host)
+    serve(settings, File { path, pinned: args.state_dir.is_some() }, host)
 }
 
-fn serve(settings: Settings, path: Option<PathBuf>, host: HostConfig) -> Exit {
+/// The file that the settings came from.
+struct File {
+    path: Option<PathBuf>,
+    /// Whether `--state-dir` overrides what it says.
+    pinned: bool,
+}
+
+fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     let plane: Arc<OnceLock<Plane>> = Arc::default();
     let reloaded = plane.clone();
     let listening = signals::listen(Some(Box::new(move || {
         if let Some(plane) = reloaded.get() {
-            reload(plane, path.as_deref());
+            reload(plane, &file);
         }
     })));
     let stop = match listening {
@@ -121,7 +128,7 @@ fn serve(settings: Settings, path: Option<PathBuf>, host: HostConfig) -> Exit {
         Err(error) => {
             complain(&error);
             error.tell(&settings);
-            return exit_for_embedded(&error);
+            return error.exit();
         }
     };
     if let Err(error) = Note::of(&settings).leave(&settings.state_dir) {
@@ -164,10 +171,6 @@ fn options(embedded: &Embedded, host: HostConfig) -> AgentOptions {
     }
 }
 
-fn exit_for_embedded(error: &EmbeddedError) -> Exit {
-    error.exit()
-}
-
 /// The settings and the file that they came from.
 fn settings(args: &UpArgs) -> Result<(Settings, Option<PathBuf>), String> {
     let single = [&args.database, &args.to, &args.every, &args.cron, &args.name, &args.password];
@@ -186,7 +189,7 @@ fn settings(args: &UpArgs) -> Result<(Settings, Option<PathBuf>), String> {
             ));
         }
         let mut settings =
-            file::load(&path).map_err(|problems| place::tell(&path, &problems))?;
+            file_of_up::load(&path).map_err(|problems| place::tell(&path, &problems))?;
         if let Some(dir) = &args.state_dir {
             override_state_dir(&mut settings, Path::new(dir))?;
         }
@@ -226,22 +229,20 @@ fn override_state_dir(settings: &mut Settings, dir: &Path) -> Result<(), String>
 }
 
 /// Reads the file again; a wrong one changes nothing.
-fn reload(plane: &Plane, path: Option<&Path>) {
-    let Some(path) = path else {
+fn reload(plane: &Plane, file: &File) {
+    let Some(path) = &file.path else {
         return log::info!("SIGHUP: started by flags, so there is no file to read again");
     };
-    let mut settings = match file::load(path) {
+    let mut settings = match file_of_up::load(path) {
         Ok(settings) => settings,
         Err(problems) => {
             return log::error!("the file was not applied:\n{}", place::tell(path, &problems));
         }
     };
-    let running = plane.settings();
-    if running.state_dir != settings.state_dir {
-        // Where `--state-dir` was given, it still counts.
-        if let Err(why) = override_state_dir(&mut settings, &running.state_dir) {
-            return log::error!("the file was not applied: {why}");
-        }
+    if file.pinned
+        && let Err(why) = override_state_dir(&mut settings, &plane.settings().state_dir)
+    {
+        return log::error!("the file was not applied: {why}");
     }
     for warning in &settings.warnings {
         log::warn!("{}", at(Some(path), warning));
@@ -253,7 +254,7 @@ fn reload(plane: &Plane, path: Option<&Path>) {
     }
 }
 
-fn at(path: Option<&Path>, problem: &file::Problem) -> String {
+fn at(path: Option<&Path>, problem: &file_of_up::Problem) -> String {
     match path {
         Some(path) => place::tell(path, std::slice::from_ref(problem)),
         None => problem.message.clone(),

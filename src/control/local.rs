@@ -9,6 +9,7 @@
 //! | `{"cmd":"runs","name":N?,"limit":n?}` | `{"run":run}` | `{"count":n}` |
 //! | `{"cmd":"run","id":ID}` | | `{"run":run}` |
 //! | `{"cmd":"rebuild"}` | | what was found |
+//! | `{"cmd":"verified","id":ID,"error":E?}` | | `{}` |
 //! | `{"cmd":"key-exported"}` | | `{}` |
 //! | `{"cmd":"key-rotate"}` | | `{"id":ID}` |
 //!
@@ -49,6 +50,7 @@ pub fn answer(
         Some("runs") => runs(plane, request, reply),
         Some("run") => one_run(plane, request, reply),
         Some("rebuild") => rebuild(plane, reply),
+        Some("verified") => verified(plane, request, reply),
         Some("key-exported") => key_exported(plane, reply),
         Some("key-rotate") => key_rotate(plane, reply),
         Some("status") => status(plane, agent_status(), reply),
@@ -130,6 +132,14 @@ fn one_run(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
 fn rebuild(plane: &Plane, reply: Reply<'_>) -> io::Result<()> {
     match plane.books().rebuild() {
         Ok(found) => reply(&json!({ "done": found })),
+        Err(error) => refuse(reply, &error),
+    }
+}
+
+fn verified(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
+    let error = request["error"].as_str().map(str::to_owned);
+    match plane.books().verified(request["id"].as_str().unwrap_or_default(), error) {
+        Ok(()) => reply(&json!({ "done": {} })),
         Err(error) => refuse(reply, &error),
     }
 }

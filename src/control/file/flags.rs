@@ -20,7 +20,7 @@ pub struct Flags {
     pub name: Option<String>,
     /// `--password`: a reference, `env:NAME` or `file:/path`.
     pub password: Option<String>,
-    /// `--keep-last`.
+    /// `--keep`.
     pub keep_last: Option<u32>,
     /// `--keep-days`.
     pub keep_days: Option<u32>,
@@ -125,7 +125,7 @@ fn as_flag(message: &str) -> String {
         ),
         (
             "this [[backup]] has no `keep`: nothing is ever deleted; for example keep = { last = 7, days = 30 }",
-            "no --keep-last and no --keep-days: nothing is ever deleted",
+            "no --keep and no --keep-days: nothing is ever deleted",
         ),
         (
             "better is password = \"file:/path\" or \"env:NAME\"",
@@ -134,7 +134,7 @@ fn as_flag(message: &str) -> String {
         ("`directory`", "`--to`"),
         ("`state_dir`", "`--state-dir`"),
         ("`master`", "`--master-key`"),
-        ("`last`", "`--keep-last`"),
+        ("`last`", "`--keep`"),
         ("`days`", "`--keep-days`"),
         ("`name`", "`--name`"),
         ("`database`", "`--database`"),

@@ -238,7 +238,7 @@ fn flags_are_called_by_their_names() {
     };
     let found = Settings::from_flags(&flags).unwrap_err();
     assert!(found.iter().all(|p| p.line == 0 && !p.to_string().contains("line")));
-    for part in ["`--to` must be an absolute path", "`--every`: a duration", "`--keep-last`"] {
+    for part in ["`--to` must be an absolute path", "`--every`: a duration", "`--keep`"] {
         assert!(found.iter().any(|p| p.message.contains(part)), "{part}: {found:?}");
     }
 }

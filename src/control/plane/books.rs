@@ -219,6 +219,21 @@ impl Books {
         Ok(Self::new(catalogue, directory, master))
     }
 
+    /// As [`Self::open_offline`], over a storage and a key that are open already.
+    ///
+    /// # Errors
+    /// See [`BooksError`].
+    pub fn open_beside(
+        state_dir: &Path,
+        storage: &Directory,
+        master: &MasterKey,
+    ) -> Result<Self, BooksError> {
+        let agent_key =
+            existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
+        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        Ok(Self::new(catalogue, storage.clone(), master.clone()))
+    }
+
     fn new(catalogue: Catalogue, storage: Directory, master: MasterKey) -> Self {
         let clock = Clock { seen: LastSeen::default(), looked: None, tidy_at_ms: 0 };
         Self {
