@@ -156,16 +156,21 @@ impl Place {
                 .map(str::to_owned)
                 .or_else(|| env("BACKUPY_STATE_DIR").filter(|dir| !dir.is_empty()))
                 .unwrap_or_else(|| DEFAULT_STATE_DIR.to_owned());
-            let state_dir = PathBuf::from(state_dir);
+            let state_dir = absolute(&state_dir);
             let note = Note::find(&state_dir)?;
             return Ok(Self { state_dir, settings: None, note });
         };
         let settings =
             file::load(path).map_err(|problems| PlaceError::File(path.to_owned(), problems))?;
         let note = Some(Note::of(&settings));
-        let state_dir = state_dir.map_or_else(|| settings.state_dir.clone(), PathBuf::from);
+        let state_dir = state_dir.map_or_else(|| settings.state_dir.clone(), absolute);
         Ok(Self { state_dir, settings: Some(settings), note })
     }
+}
+
+/// A path from the command line, which may be relative there.
+fn absolute(path: &str) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path))
 }
 
 #[cfg(test)]

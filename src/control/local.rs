@@ -60,7 +60,14 @@ pub fn answer(
 }
 
 fn status(plane: &Plane, mut status: Value, reply: Reply<'_>) -> io::Result<()> {
-    let (control, problems) = plane.status(unix_ms());
+    let (control, mut problems) = plane.status(unix_ms());
+    // What the agent knows of itself is said once.
+    for job in status["dispatch"]["jobs"].as_array().into_iter().flatten() {
+        if let (Some(name), Some(error)) = (job["job_id"].as_str(), job["last_error"].as_str()) {
+            problems
+                .retain(|problem| *problem != format!("the last run of {name} failed: {error}"));
+        }
+    }
     status["control"] = control;
     status["problems"] = problems.into();
     reply(&status)

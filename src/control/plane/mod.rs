@@ -373,7 +373,7 @@ impl Plane {
         };
         let order = match self.0.books.order(run_id, timeout, now_ms) {
             Ok(order) => order,
-            Err(error) => return log::error!("failed to order run {run_id} of {backup}: {error}"),
+            Err(error) => return self.not_ordered(run_id, manual, &error, now_ms),
         };
         let correlation_id = format!("{RUN_PREFIX}{run_id}/{count}");
         let message = ServerMessage::RunBackup(RunBackup {
@@ -389,6 +389,32 @@ impl Plane {
         {
             run.open.enter(Stage::Sent, now_ms);
         }
+    }
+
+    /// A run that cannot be ordered now: whoever asked for it is told at once; a scheduled one is tried again
+    /// with every tick as long as that may help, and people are told once.
+    fn not_ordered(&self, run_id: &str, manual: bool, error: &BooksError, now_ms: u64) {
+        if manual || !error.retry() {
+            if let Err(error) = self.end(run_id, false, &error.to_string(), now_ms) {
+                log::error!("failed to note that run {run_id} failed: {error}");
+            }
+            return;
+        }
+        let backup = {
+            let mut board = self.board();
+            let Some(run) = board.open.get_mut(run_id) else { return };
+            if run.open.told.replace(Stage::Waiting) == Some(Stage::Waiting) {
+                return;
+            }
+            run.backup.clone()
+        };
+        log::error!("run {run_id} of {backup} cannot start yet: {error}");
+        self.notifier().tell(Failure {
+            name: backup,
+            run_id: run_id.to_owned(),
+            status: "late".into(),
+            error: error.to_string(),
+        });
     }
 
     /// Tells of open runs that are late, and gives the lost ones up; returns when to look again.

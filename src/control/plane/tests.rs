@@ -411,3 +411,28 @@ fn only_whole_uploads_with_a_good_signature_are_taken() {
     assert_eq!(status(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()), "404");
     assert_eq!(status(b"POST /objects/a HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()), "405");
 }
+
+#[test]
+fn a_storage_that_is_not_mounted_is_told_and_waited_for() {
+    let bench = Bench::new();
+    let marker = bench.dir.path().join("storage/.backupy-storage");
+    let aside = bench.dir.path().join("aside");
+    std::fs::rename(&marker, &aside).unwrap();
+    let agent = bench.agent();
+    let now_ms = unix_ms();
+    bench.plane.tick(now_ms);
+    assert!(agent.order().is_none());
+    bench.told("app late");
+    let run_id = bench.plane.runs(None, 1).unwrap()[0].run_id.clone();
+    assert_eq!(bench.view(&run_id).state, "waiting");
+    let (_, problems) = bench.plane.status(now_ms);
+    assert!(problems.iter().any(|p| p.contains("mounted")), "{problems:?}");
+    std::fs::rename(&aside, &marker).unwrap();
+    bench.plane.tick(now_ms + MIN);
+    let (_, order) = agent.order().unwrap();
+    assert_eq!(order.run_id, run_id);
+    agent.update(&order, JobStatus::Failed, "x");
+    std::fs::rename(&marker, &aside).unwrap();
+    let run_id = bench.plane.back_up("app", now_ms).unwrap();
+    assert_eq!(bench.view(&run_id).state, "failed", "a person is not kept waiting");
+}
