@@ -1,6 +1,7 @@
 //! For people whose state directory is in trouble: all records in the clear, what is left of a damaged store, and a way
 //! to start afresh that deletes nothing.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::ops::{Bound, ControlFlow};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::engine::Engine;
 use super::files::{self, Lock};
-use super::{Space, Store, StoreError, StoreKeys, highwater};
+use super::{Space, Store, StoreError, StoreKeys, highwater, journal};
 
 /// A record as it is shown.
 #[derive(Debug)]
@@ -87,7 +88,8 @@ pub fn salvage(
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unusable(e)),
         _ => {}
     }
-    let result = copy_tree(&dir.join(files::DATABASE), &copy).map_err(unusable).and_then(|()| {
+    let copied = copy_tree(&dir.join(files::DATABASE), &copy).and_then(|()| mend(&copy));
+    let result = copied.map_err(unusable).and_then(|()| {
         let engine = Engine::open(&copy, &Space::ALL).map_err(|e| super::open::error(dir, e))?;
         let result = show_all(dir, &engine, keys, f);
         engine.close();
@@ -125,6 +127,30 @@ fn show_all(
             }
             bound = next;
         }
+    }
+    Ok(())
+}
+
+/// Takes out of a copy what the engine would stumble over.
+fn mend(copy: &Path) -> io::Result<()> {
+    let numbered = |path: &Path| {
+        path.file_stem().and_then(OsStr::to_str).is_some_and(|stem| stem.parse::<u64>().is_ok())
+    };
+    let mut journals = 0;
+    for entry in fs::read_dir(copy)?.chain(fs::read_dir(copy.join("keyspaces"))?) {
+        let path = entry?.path();
+        let journal = path.extension() == Some(OsStr::new("jnl"));
+        if path.is_dir() && path.parent() != Some(copy) && !numbered(&path) {
+            fs::remove_dir_all(&path)?;
+        } else if journal && path.is_file() && numbered(&path) {
+            journal::keep_whole_batches(&path)?;
+            journals += 1;
+        } else if journal && path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    if journals == 0 {
+        fs::write(copy.join("0.jnl"), b"")?;
     }
     Ok(())
 }

@@ -36,8 +36,8 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[test]
 fn an_idle_store_sleeps_and_is_small() {
-    let idle =
-        std::env::var("BACKUPY_TEST_IDLE_SEC").ok().and_then(|s| s.parse().ok()).unwrap_or(2);
+    let idle = setting("BACKUPY_TEST_IDLE_SEC", 2);
+    let pairs = setting("BACKUPY_TEST_PAIRS", 300);
     let dir = tempfile::tempdir().unwrap();
     let before = rss_kib();
     let store = open(dir.path()).unwrap();
