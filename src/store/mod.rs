@@ -35,7 +35,7 @@ use engine::{Engine, EngineError, Op};
 use files::{Ballast, Lock, Marker};
 use seal::Sealer;
 
-pub use dump::{Record, set_aside};
+pub use dump::{Record, salvage, set_aside};
 pub use error::StoreError;
 
 /// A namespace of records; each has its own order of keys.
@@ -114,13 +114,21 @@ pub const MAX_VALUE_BYTES: usize = 16 << 20;
 /// Largest key of a record.
 pub const MAX_KEY_BYTES: usize = 4096;
 
-/// Once so much was written, the journal is moved into tables and emptied.
-const COMPACT_BYTES: u64 = 2 << 20;
+/// Once so much was written, the journal is moved into tables and emptied. Less than the ballast, so that there is
+/// always room for that.
+const COMPACT_BYTES: u64 = 1 << 20;
+/// The same while the ballast is gone: a table must never need more than what is left.
+const COMPACT_TIGHT_BYTES: u64 = 256 << 10;
+/// What must be free beyond the size of the journal to do so.
+const SLACK_BYTES: u64 = 256 << 10;
 /// A scan reads so much at a time.
 const PAGE_RECORDS: usize = 64;
 const PAGE_BYTES: usize = 256 << 10;
-/// Below this a full disk is not worth another attempt.
-const HOPELESS_BYTES: u64 = 64 << 10;
+/// How often a commit reopens the engine. More than once, because on a full disk one of its own merges may fail
+/// between the reopening and the write.
+const REOPENINGS: usize = 3;
+/// Once the ballast is given up, so much stays for deletes: they are what makes room, and they need some.
+const RESERVE_BYTES: u64 = 1 << 20;
 
 const RESERVED: &[u8] = b"store/";
 
@@ -193,6 +201,13 @@ struct Writer {
     /// What the journal grew by.
     journal_bytes: u64,
     compact_at: u64,
+}
+
+impl Writer {
+    /// Whether the journal is larger than it should be without a ballast.
+    fn is_tight(&self) -> bool {
+        self.ballast.is_gone() && self.journal_bytes >= COMPACT_TIGHT_BYTES
+    }
 }
 
 impl Store {
@@ -287,6 +302,11 @@ impl Inner {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Room on the disk; plenty where the system does not say.
+    fn free(&self) -> u64 {
+        files::free_bytes(&self.dir).unwrap_or(u64::MAX)
+    }
+
     fn database(&self) -> PathBuf {
         self.dir.join(files::DATABASE)
     }
@@ -316,13 +336,19 @@ impl Inner {
         let ops = self.seal(batch)?;
         let mut writer = self.writer();
         self.ensure_open(&mut writer)?;
-        if let Err(error) = self.write(&ops) {
-            self.recover(&mut writer, error)?;
-            self.write(&ops).map_err(|e| self.error(e))?;
-            log::warn!("the store in {} was reopened after a failed write", self.dir.display());
+        if writer.ballast.is_gone() && ops.iter().any(grows) && self.free() < RESERVE_BYTES {
+            return Err(StoreError::Full { dir: self.dir.clone() });
         }
+        let mut result = self.write(&ops);
+        for _ in 0..REOPENINGS {
+            let Err(error) = result else { break };
+            log::warn!("a write to {} failed ({error}), reopening", self.dir.display());
+            self.recover(&mut writer, error)?;
+            result = self.write(&ops);
+        }
+        result.map_err(|e| self.error(e))?;
         writer.journal_bytes += ops.iter().map(journal_bytes).sum::<u64>();
-        if writer.journal_bytes >= writer.compact_at {
+        if writer.is_tight() || writer.journal_bytes >= writer.compact_at {
             self.compact(&mut writer);
         }
         writer.ballast.restore();
@@ -379,17 +405,17 @@ impl Inner {
 
     /// After a failed write: makes room where that was the reason, and reopens the engine, which writes no more.
     fn recover(&self, writer: &mut Writer, error: EngineError) -> Result<(), StoreError> {
-        let free = files::free_bytes(&self.dir).unwrap_or(u64::MAX);
-        if matches!(error, EngineError::Full) || free < HOPELESS_BYTES {
-            let gave = writer.ballast.give_up();
-            if gave {
-                log::warn!("the disk of {} is full, the ballast is given up", self.dir.display());
-            } else if free < HOPELESS_BYTES {
-                return Err(StoreError::Full { dir: self.dir.clone() });
-            }
+        let full = matches!(error, EngineError::Full) || self.free() < SLACK_BYTES;
+        if full && writer.ballast.give_up() {
+            log::warn!("the disk of {} is full, the ballast is given up", self.dir.display());
         }
+        // Opening also clears what a merge that did not fit has left behind.
         self.shut_engine()?;
-        self.ensure_open(writer)
+        self.ensure_open(writer)?;
+        if writer.is_tight() {
+            self.compact(writer);
+        }
+        Ok(())
     }
 
     /// Opens the engine again if it is not open, unless the store was closed.
@@ -420,6 +446,10 @@ impl Inner {
     /// Moves the journal's content into tables and empties it, so that the directory stays small for ever. Whatever
     /// goes wrong here leaves the journal as it is.
     fn compact(&self, writer: &mut Writer) {
+        if self.free() < writer.journal_bytes + SLACK_BYTES {
+            // The tables would not fit, and a failed flush costs a reopening.
+            return;
+        }
         let drained = self.try_engine(Engine::drain);
         let result = match drained {
             Some(Ok(true)) => self.shut_engine().and_then(|()| self.empty_journal()),
@@ -471,6 +501,11 @@ impl Drop for Inner {
             log::warn!("{e}");
         }
     }
+}
+
+/// Whether an operation is more than a removal or a mark.
+fn grows(op: &Op) -> bool {
+    matches!(op, Op::Put(_, _, sealed) if sealed.len() > seal::OVERHEAD + 32)
 }
 
 fn journal_bytes(op: &Op) -> u64 {

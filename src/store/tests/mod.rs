@@ -1,7 +1,10 @@
 //! The store by its claims: what was acknowledged is there, damage is noticed, a full disk passes.
 
 mod basics;
+mod crash;
 mod damage;
+mod footprint;
+mod full;
 
 use std::path::Path;
 
