@@ -265,7 +265,7 @@ fn a_driver_that_miscounts_uploads_nothing() {
 
 #[test]
 fn a_full_disk_ends_a_dump_that_goes_on() {
-    let mut bench = Bench::new();
+    let mut bench = Bench { compression: Compression::None, ..Bench::new() };
     bench.limits.min_free_bytes = u64::MAX;
     bench.limits.memory_bytes = 1 << 20;
     // Never ends by itself, only by the error of its sink.
