@@ -159,6 +159,9 @@ impl Dispatch {
     /// under way.
     fn refresh(&mut self, mut run: Run, command: RunBackup) -> Result<(), DispatchError> {
         if let Some(creds) = command.upload_creds.filter(|creds| !creds.put_url.is_empty()) {
+            if let Some(running) = self.running.get(&run.run_id) {
+                running.creds.set(creds.clone());
+            }
             run.creds = Some(creds);
         }
         if run.phase == Phase::Queued && !command.encrypted_dek.is_empty() {
