@@ -9,8 +9,9 @@ use std::sync::{Mutex, RwLock};
 use super::check::{self, Found};
 use super::engine::{Engine, EngineError, Op};
 use super::files::{self, Ballast, Lock, Marker};
+use super::inner::{COMPACT_BYTES, Inner, Writer};
 use super::seal::{self, Sealer, StoreKey, UnwrapError};
-use super::{COMPACT_BYTES, Inner, Space, StoreError, StoreKeys, Writer};
+use super::{Space, StoreError, StoreKeys};
 
 /// Layout of marker and records.
 const SCHEMA: u32 = 1;

@@ -6,8 +6,9 @@ mod damage;
 mod footprint;
 mod full;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::engine::Op;
 use super::*;
 
 fn keys(key: &str) -> StoreKeys {
