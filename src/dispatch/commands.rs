@@ -17,8 +17,8 @@ use crate::store::{Space, Store};
 use crate::thread::Why;
 use crate::wire::{self, Ack, LogLevel, RunBackup, ServerMessage};
 
-/// Longest run_id and job_id that is accepted, in bytes; both become keys of the store.
-const MAX_ID_BYTES: usize = 256;
+/// Longest run_id and job_id that is accepted, in bytes: a thousand open runs stay in memory.
+const MAX_ID_BYTES: usize = 8 << 10;
 
 /// The configuration held in the store; the empty one at the first start.
 pub(super) fn load_config(store: &Store) -> Result<AgentConfig, DispatchError> {
@@ -159,6 +159,9 @@ impl Dispatch {
     /// under way.
     fn refresh(&mut self, mut run: Run, command: RunBackup) -> Result<(), DispatchError> {
         if let Some(creds) = command.upload_creds.filter(|creds| !creds.put_url.is_empty()) {
+            if let Some(running) = self.running.get(&run.run_id) {
+                running.creds.set(creds.clone());
+            }
             run.creds = Some(creds);
         }
         if run.phase == Phase::Queued && !command.encrypted_dek.is_empty() {

@@ -188,3 +188,39 @@ fn judge(
         (Ok(_) | Err(DumpEnd::NeighbourGone), _) => Err(PipelineError::Broken),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gone() -> Result<(), StageError> {
+        Err(StageError::NeighbourGone)
+    }
+
+    #[test]
+    fn a_panicking_stage_cancels_and_is_an_error() {
+        let cancel = Cancel::new().unwrap();
+        let result = std::thread::scope(|scope| {
+            let stage = spawn::<()>(scope, "stage", &cancel, || panic!("a defect"));
+            join(stage.unwrap(), "stage")
+        });
+        assert!(matches!(result, Err(StageError::Panicked("stage"))));
+        assert_eq!(cancel.why(), Some(Why::Sibling));
+    }
+
+    #[test]
+    fn the_first_cause_is_reported() {
+        let sink = || Err(DumpEnd::Driver(DriverError::Cancelled(Why::Sibling)));
+        let full = || SpoolError::TooLarge { at_least: 1 };
+        let kept = Err(StageError::Spool(full()));
+        let error = judge(sink(), [gone(), gone()], kept).unwrap_err();
+        assert!(matches!(error, PipelineError::Spool(_)), "{error}");
+        let sealing = Err(StageError::Seal(SealError::AfterShort));
+        let error = judge(sink(), [gone(), sealing], Err(StageError::NeighbourGone));
+        assert!(matches!(error.unwrap_err(), PipelineError::Seal(_)));
+        let error = judge(sink(), [gone(), gone()], Err(StageError::NeighbourGone));
+        assert!(matches!(error.unwrap_err(), PipelineError::Driver(_)));
+        let error = judge(Ok(Dumped::default()), [Ok(()), Ok(())], Err(StageError::NeighbourGone));
+        assert!(matches!(error.unwrap_err(), PipelineError::Broken));
+    }
+}

@@ -6,7 +6,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
@@ -45,6 +45,28 @@ pub struct Attempt {
     pub target: Target,
     /// When the run's timeout passes.
     pub deadline: Option<Deadline>,
+    /// The upload credentials of this moment.
+    pub creds: CredsCell,
+}
+
+/// Upload credentials that dispatch may replace while the attempt goes on.
+#[derive(Debug, Clone)]
+pub struct CredsCell(Arc<Mutex<UploadCreds>>);
+
+impl CredsCell {
+    /// Holding these.
+    pub fn new(creds: UploadCreds) -> Self {
+        Self(Arc::new(Mutex::new(creds)))
+    }
+
+    /// Replaces them; an upload under way goes on with the old ones.
+    pub fn set(&self, creds: UploadCreds) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = creds;
+    }
+
+    fn get(&self) -> UploadCreds {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// How an attempt ended.
@@ -84,7 +106,7 @@ pub struct Plan {
     pub compression: Compression,
     /// The key it is sealed with.
     pub key: Option<DataKey>,
-    /// Where it goes.
+    /// Where it goes first; see [`Attempt::creds`].
     pub creds: UploadCreds,
 }
 
@@ -169,7 +191,7 @@ fn carry_out(
         driver,
         compression: plan.compression,
         key: plan.key,
-        creds: &plan.creds,
+        creds: &|| attempt.creds.get(),
         upload: &workshop.uploader,
         policy: &workshop.policy,
         limits: &workshop.limits,
@@ -182,7 +204,7 @@ fn carry_out(
         Ok(outcome) => {
             let started = run.first_started_ms.unwrap_or(run.accepted_ms);
             let stored = Stored {
-                object_key: plan.creds.object_key,
+                object_key: outcome.object_key,
                 size_bytes: outcome.size_bytes,
                 sha256: hex(&outcome.sha256),
                 duration_ms: unix_ms().saturating_sub(started),

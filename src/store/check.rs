@@ -27,7 +27,7 @@ pub fn before_open(dir: &Path, marker: Option<&Marker>) -> Result<Found, StoreEr
             None if exists(&dir.join(super::highwater::FILE))? => {
                 Err(StoreError::damaged(dir, "the database is gone, the high-water file is there"))
             }
-            None if has_tables(&database)? => {
+            None if !list(&database)?.is_empty() => {
                 Err(StoreError::damaged(dir, "the database has lost its `version` file"))
             }
             None => Ok(Found::Nothing),
@@ -131,10 +131,6 @@ pub fn mark_clean(dir: &Path) {
     if let Ok(Verdict::Whole { end }) = journal::check(newest) {
         let _ = files::write_aside(dir, files::CLEAN, end.to_string().as_bytes());
     }
-}
-
-fn has_tables(database: &Path) -> Result<bool, StoreError> {
-    Ok(!list(&database.join("keyspaces"))?.is_empty())
 }
 
 fn exists(path: &Path) -> Result<bool, StoreError> {

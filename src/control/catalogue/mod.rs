@@ -61,7 +61,7 @@ impl Catalogue {
         Self { store, change: Arc::default() }
     }
 
-    /// Whether it has never known a run or a storage.
+    /// Whether it holds no run.
     ///
     /// # Errors
     /// Of the store.

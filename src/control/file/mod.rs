@@ -39,6 +39,7 @@
 //!
 //! Keys at the top stand before the first `[table]`, as TOML wants it.
 
+mod backup;
 pub mod duration;
 mod flags;
 mod parse;

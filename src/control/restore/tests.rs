@@ -208,6 +208,11 @@ fn a_bad_artifact_leaves_no_file() {
     }
     fs::write(&path, [&bytes[..], b"x"].concat()).unwrap();
     refused("longer");
+    let data_key = world.master.unwrap("r1", &good.key).unwrap();
+    let other = sealed(&data_key, &zstd::encode_all(&b"DUMP dump dump"[..], 1).unwrap());
+    assert_eq!(other.len(), bytes.len());
+    fs::write(&path, other).unwrap();
+    refused("sealed under the same key, but not what was uploaded");
     fs::remove_file(&path).unwrap();
     refused("gone");
     let mut other = world.store("r2", NOW, Engine::Sqlite, b"x");

@@ -305,3 +305,32 @@ fn a_lost_key_record_is_not_replaced_by_a_new_one() {
     let error = open(dir.path()).unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }), "without the marker as well: {error}");
 }
+
+#[test]
+fn what_is_left_of_a_damaged_store_can_be_shown_without_touching_it() {
+    let dir = tempfile::tempdir().unwrap();
+    history(dir.path());
+    let journal = journal(dir.path());
+    fs::remove_file(dir.path().join(files::CLEAN)).unwrap();
+    overwrite(&journal, 20, &[0xff; 4]);
+    refused(dir.path());
+    let before = listing(dir.path());
+    let show = |keys: &StoreKeys| {
+        let (mut whole, mut damaged) = (0, 0);
+        salvage(dir.path(), keys, &mut |record| {
+            let json = record.to_json(false);
+            *(if json["damaged"] == true { &mut damaged } else { &mut whole }) += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        (whole, damaged)
+    };
+    let (whole, damaged) = show(&keys("bkpy_test_a"));
+    // The wrapped key itself is not sealed like the others.
+    assert!(whole > 100 && damaged == 1, "{whole} and {damaged}");
+    let (whole_with_wrong_key, all) = show(&keys("wrong"));
+    assert_eq!((whole_with_wrong_key, all), (0, whole + 1), "keys and sizes at least");
+    assert_eq!(listing(dir.path()), before);
+    let store = Store::open(&dir.path().join("other"), &Space::AGENT, &keys("k")).unwrap();
+    assert!(salvage(store.dir(), &keys("k"), &mut |_| ControlFlow::Break(())).is_err(), "in use");
+}
