@@ -1,6 +1,9 @@
 //! `backupy`: the backup agent and its control plane.
 
+pub mod agent;
 pub mod artifact;
+pub mod calendar;
+pub mod cli;
 pub mod clock;
 pub mod config;
 #[cfg(feature = "control")]
@@ -18,6 +21,7 @@ pub mod pipeline;
 pub mod redact;
 pub mod runs;
 pub mod secret;
+pub mod signals;
 pub mod store;
 pub mod thread;
 pub mod wake;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::window::Window;
+use crate::calendar::window::Window;
 
 /// A run that waits.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +41,9 @@ pub fn admit(
 ) -> Admission {
     let mut admission = Admission::default();
     let mut busy: BTreeSet<&str> = running.clone();
-    let window_left = Duration::from_millis(window.map_or(0, |window| window.remaining_ms(now_ms)));
+    let window_left = window
+        .and_then(|window| window.ends_at(now_ms))
+        .map_or(Duration::ZERO, |end| Duration::from_millis(end.saturating_sub(now_ms)));
     for run in waiting {
         let window_left = if run.manual { Duration::ZERO } else { window_left };
         let wait = run.pause.max(window_left);
@@ -83,7 +85,6 @@ fn hopeless(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Maintenance;
 
     const HOUR_MS: u64 = 3_600_000;
 
@@ -104,9 +105,7 @@ mod tests {
 
     #[test]
     fn a_scheduled_run_waits_for_the_window_and_a_manual_one_does_not() {
-        let window =
-            Window::parse(&Maintenance { start_utc: "02:00".into(), end_utc: "04:00".into() })
-                .unwrap();
+        let window = Some(Window::parse("02:00", "04:00").unwrap());
         let manual = Waiting { manual: true, ..waiting("m", "b") };
         let runs = [waiting("s", "a"), manual];
         let admission = admit(&runs, &BTreeSet::new(), 9, window, 3 * HOUR_MS);

@@ -53,8 +53,9 @@ pub struct Order<'a> {
     pub compression: Compression,
     /// The key; `None` stores the compressed stream as it is.
     pub key: Option<DataKey>,
-    /// Where the artifact goes.
-    pub creds: &'a UploadCreds,
+    /// Where the artifact goes; asked again when the upload starts, because a control plane may have sent
+    /// fresh ones while the dump took its time.
+    pub creds: &'a (dyn Fn() -> UploadCreds + Sync),
     /// The way there.
     pub upload: &'a Uploader,
     /// How far the host lets a control plane reach.
@@ -74,6 +75,8 @@ pub struct Order<'a> {
 /// An artifact that the store has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
+    /// The key under which the control plane knows it.
+    pub object_key: String,
     /// Size of the artifact.
     pub size_bytes: u64,
     /// SHA-256 over its exact bytes.
@@ -148,7 +151,7 @@ fn attempt(mut order: Order<'_>, cancel: &Cancel) -> Result<Outcome, PipelineErr
     }
     let reporter = Reporter::new(order.progress);
     reporter.enter(Step::Validating);
-    order.upload.check(order.creds)?;
+    order.upload.check(&(order.creds)())?;
     let (work_dir, spool_dir) = (work_dir(order.state_dir), spool_dir(order.state_dir));
     make_dir(&work_dir)?;
     make_dir(&spool_dir)?;
@@ -177,10 +180,11 @@ fn attempt(mut order: Order<'_>, cancel: &Cancel) -> Result<Outcome, PipelineErr
     drop(order.driver);
 
     reporter.enter(Step::Uploading);
-    order.upload.put(order.creds, &sealed, order.deadline, cancel, &report)?;
+    let creds = (order.creds)();
+    order.upload.put(&creds, &sealed, order.deadline, cancel, &report)?;
 
     reporter.enter(Step::Verifying);
-    Ok(outcome(order.compression, prepared, exact_version, dumped, &sealed))
+    Ok(outcome(order.compression, creds.object_key, prepared, exact_version, dumped, &sealed))
 }
 
 fn prepare(driver: &mut dyn Driver, context: &Context<'_>) -> Result<Prepared, PipelineError> {
@@ -191,6 +195,7 @@ fn prepare(driver: &mut dyn Driver, context: &Context<'_>) -> Result<Prepared, P
 
 fn outcome(
     compression: Compression,
+    object_key: String,
     prepared: Prepared,
     exact_version: Option<String>,
     dumped: Dumped,
@@ -199,6 +204,7 @@ fn outcome(
     let mut warnings = prepared.warnings;
     warnings.extend(dumped.warnings);
     Outcome {
+        object_key,
         size_bytes: sealed.len(),
         sha256: sealed.sha256(),
         compression,
