@@ -33,7 +33,7 @@ impl WorkFile {
     }
 
     fn try_create(work_dir: &Path, purpose: &str) -> io::Result<(Self, File)> {
-        DirBuilder::new().recursive(true).mode(0o700).create(work_dir)?;
+        create_dir(work_dir)?;
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = work_dir.join(format!("{PREFIX}{purpose}-{}-{number}", std::process::id()));
@@ -64,6 +64,15 @@ impl Drop for WorkFile {
             log::warn!("failed to remove {}: {error}", self.path.display());
         }
     }
+}
+
+fn create_dir(work_dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(work_dir)
+}
+
+/// Creates the work directory, private, where it is missing.
+pub(super) fn ensure(work_dir: &Path) -> Result<(), DriverError> {
+    create_dir(work_dir).map_err(|source| DriverError::Work { path: work_dir.to_owned(), source })
 }
 
 /// `path` with `suffix` appended to its last component.

@@ -1,0 +1,11 @@
+//! Drivers against real databases: SQLite files written to by other processes, PostgreSQL servers that the
+//! tests start themselves, and small stand-ins for tools that misbehave.
+
+mod postgres;
+mod postgres_faults;
+mod rig;
+mod sqlite;
+mod sqlite_faults;
+mod sqlite_writers;
+#[path = "../support/postgres.rs"]
+mod support_postgres;
