@@ -3,7 +3,8 @@
 //! PostgreSQL refuses to run as root, so as root it runs as the user `postgres`. The guard stops the server
 //! by the process it started, whatever becomes of the test.
 
-use std::ffi::OsStr;
+#![allow(dead_code, reason = "each test crate uses what it needs of it")]
+
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -194,7 +195,7 @@ fn conninfo(database: &str) -> String {
     format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-fn as_postgres(program: impl AsRef<OsStr>) -> Command {
+fn as_postgres(program: &Path) -> Command {
     let mut command = Command::new(program);
     if let Some((uid, gid)) = account() {
         command.uid(uid).gid(gid);
