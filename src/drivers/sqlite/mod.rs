@@ -25,6 +25,7 @@ mod check;
 mod fault;
 mod inspect;
 mod live;
+pub(super) mod load;
 mod quiet;
 mod turn;
 
