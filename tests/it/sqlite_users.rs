@@ -127,3 +127,18 @@ fn a_database_that_may_not_be_read() {
     let answer = String::from_utf8(stage.back_up()).unwrap();
     assert!(answer.contains("cannot be read by the agent: Permission denied"), "{answer}");
 }
+
+/// The files as a crash leaves them, `-shm` included, which this user may read but not write.
+#[test]
+fn a_database_whose_application_crashed() {
+    let Some(stage) = Stage::set() else { return };
+    let live = stage.0.path().join("live.db");
+    let app = make(&live, "WAL");
+    app.execute("INSERT INTO t VALUES (4)", []).unwrap();
+    for suffix in ["", "-wal", "-shm"] {
+        let name = |base: &str| stage.0.path().join(format!("{base}{suffix}"));
+        fs::copy(name("live.db"), name("data/app.db")).unwrap();
+    }
+    assert_eq!(stage.rows(&stage.back_up()), 4);
+    assert_eq!(stage.files(), ["app.db", "app.db-shm", "app.db-wal"]);
+}

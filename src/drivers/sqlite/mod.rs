@@ -182,7 +182,9 @@ fn stream(
         if length == 0 {
             return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        out.write_all(buffer.get(..length).unwrap_or_default()).map_err(DriverError::Sink)?;
+        out.write_all(buffer.get(..length).unwrap_or_default()).map_err(|error| {
+            cx.cancel.why().map_or(DriverError::Sink(error), DriverError::Cancelled)
+        })?;
         done += length as u64;
         let percent = percent(1, done, bytes);
         (cx.progress)(Progress { step: Step::Dumping, percent, bytes: done });
