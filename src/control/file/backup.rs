@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::parse::ELSEWHERE;
 use super::reader::{At, Report, Section};
-use super::{Backup, duration, url};
+use super::{Backup, url};
+use crate::calendar::duration;
 use crate::control::keep::Rule;
 use crate::control::schedule::{CronLine, Schedule};
 use crate::model::{Compression, Connection, Engine, RetryPolicy, Target, Way};

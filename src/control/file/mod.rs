@@ -40,7 +40,6 @@
 //! Keys at the top stand before the first `[table]`, as TOML wants it.
 
 mod backup;
-pub mod duration;
 mod flags;
 mod parse;
 mod reader;

@@ -142,7 +142,7 @@ fn maintenance(top: &Section<'_, '_>) -> Option<(Window, Maintenance)> {
                 Some((window, Maintenance { start_utc: start.value, end_utc: end.value }))
             }
             Err(error) => {
-                let late = error == crate::control::schedule::window::WindowError::End;
+                let late = error == crate::calendar::window::WindowError::End;
                 section.report().problem(if late { &end.span } else { &start.span }, error);
                 None
             }

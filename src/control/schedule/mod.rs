@@ -9,11 +9,9 @@
 //! - A mark that lies in the future means that the clock went back: beyond one interval (an hour at most) it
 //!   is brought back to now, so that nothing starves; within it, it stays, so that nothing runs twice.
 //!
-//! [`plan`] decides for all backups together, [`window`] about the maintenance window.
+//! [`plan`] decides for all backups together, [`crate::calendar::window`] about the maintenance window.
 
-mod cron;
 pub mod plan;
-pub mod window;
 
 #[cfg(test)]
 mod tests;
@@ -23,9 +21,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use cron::{CronError, CronLine};
+pub use crate::calendar::cron::{CronError, CronLine};
+pub use crate::calendar::window::Window;
 pub use plan::{Plan, Planner, Start};
-pub use window::Window;
 
 /// How many missed slots are counted; more are reported as this many.
 pub const MISSED_MAX: u32 = 1000;
@@ -146,7 +144,7 @@ impl fmt::Display for Schedule {
         match self {
             Self::Cron(line) => f.write_str(line.text()),
             Self::Every(interval) => {
-                write!(f, "every {}", super::file::duration::display(*interval))
+                write!(f, "every {}", crate::calendar::duration::display(*interval))
             }
         }
     }

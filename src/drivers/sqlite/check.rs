@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded, select};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::SqliteFault;
 use super::inspect::MAGIC;
@@ -85,7 +85,7 @@ fn quick_check(copy: &Connection, warnings: &mut Vec<String>) -> Result<(), Sqli
 
 /// A plain `SQLITE_ERROR`: an unknown function, collation or module. Damage has codes of its own.
 pub(super) fn needs_the_application(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|e| e.code == ErrorCode::Unknown && e.extended_code == 1)
+    error.sqlite_error().is_some_and(|e| e.extended_code & 0xff == ffi::SQLITE_ERROR)
 }
 
 fn check_each_table(copy: &Connection, warnings: &mut Vec<String>) -> Result<(), SqliteFault> {
