@@ -18,7 +18,7 @@ use crate::control::catalogue::{
 };
 use crate::control::commit::{self, CommitError, Outcome, Report};
 use crate::control::durable::random_hex;
-use crate::control::embedded::existing_agent_key;
+use crate::control::embedded::{agent_key, existing_agent_key, private_dir};
 use crate::control::file::{Backup, Settings};
 use crate::control::keep::LastSeen;
 use crate::control::keys::{Fresh, KeyError, MasterKey};
@@ -216,6 +216,32 @@ impl Books {
         let catalogue = open_catalogue(state_dir, &agent_key)?;
         let directory = Directory::open(storage, catalogue.storage_id()?.as_deref())?;
         let master = MasterKey::load(master_key, Some(storage))?;
+        Ok(Self::new(catalogue, directory, master))
+    }
+
+    /// As [`Self::open_offline`], but on a new machine it makes the state that is missing, as `up` would; for a
+    /// rebuild from storage and master key alone.
+    ///
+    /// # Errors
+    /// See [`BooksError`].
+    pub fn open_to_rebuild(
+        state_dir: &Path,
+        storage: &Path,
+        master_key: &Path,
+    ) -> Result<Self, BooksError> {
+        let master = MasterKey::load(master_key, Some(storage))?;
+        let directory = Directory::open(storage, None)?;
+        let agent_key = private_dir(state_dir)
+            .and_then(|()| agent_key(state_dir))
+            .map_err(|error| BooksError::AgentKey(error.to_string()))?;
+        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        match catalogue.storage_id()? {
+            Some(known) if known != directory.id() => {
+                return Err(StorageError::Another { root: storage.to_owned() }.into());
+            }
+            Some(_) => {}
+            None => catalogue.set_storage_id(directory.id())?,
+        }
         Ok(Self::new(catalogue, directory, master))
     }
 
