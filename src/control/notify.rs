@@ -27,7 +27,7 @@ pub struct Failure {
     pub name: String,
     /// The run, empty if there was none (`BACKUPY_RUN_ID`).
     pub run_id: String,
-    /// `failed`, `cancelled`, `late` or `missed` (`BACKUPY_STATUS`).
+    /// `failed`, `late`, `missed`, or `down` when `up` itself cannot start (`BACKUPY_STATUS`).
     pub status: String,
     /// What went wrong (`BACKUPY_ERROR`).
     pub error: String,
