@@ -120,6 +120,16 @@ class Postgres:
     def fill(self, database, rows=20000):
         """A database with content."""
         self.sql(f'CREATE DATABASE "{database}"')
+        self.fill_existing(database, rows)
+
+    @staticmethod
+    def conninfo(database):
+        """A connection string that means this database and nothing else, whatever is in its name."""
+        escaped = database.replace("\\", "\\\\").replace("'", "\\'")
+        return f"dbname='{escaped}'"
+
+    def fill_existing(self, database, rows=20000):
+        """Tables, an index, a view and a function."""
         self.sql(
             "CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL, data bytea, at timestamptz);"
             f"INSERT INTO item SELECT i, 'name ' || i, decode(md5(i::text), 'hex'), to_timestamp(i) "
