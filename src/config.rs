@@ -1,12 +1,49 @@
 //! Environment and flags → [`Config`], once, at the edge.
 //!
 //! Everything below gets values from here and reads no environment of its own (the one exception is a
-//! password reference `env:NAME`, which is read when it is used).
+//! password reference `env:NAME`, which is read when it is used). All problems are reported together;
+//! none of them repeats a value that may be secret.
 
-use std::path::PathBuf;
+mod parse;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::model::Trust;
 use crate::secret::Secret;
+
+pub use parse::{parse_duration, parse_size};
+
+/// Where state lives unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
+
+/// Everything `backupy run` was told, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The control plane as given; `link` knows the rules for it.
+    pub server_url: String,
+    /// The agent's key.
+    pub agent_key: Secret,
+    /// The key before the last rotation.
+    pub previous_key: Option<Secret>,
+    /// Where state lives.
+    pub state_dir: PathBuf,
+    /// Least level that is logged.
+    pub log_level: log::LevelFilter,
+    /// Whether `ws://` and `http://` are allowed.
+    pub allow_insecure: bool,
+    /// Trust roots and pins.
+    pub tls: TlsSettings,
+    /// Forward proxy.
+    pub proxy: ProxySettings,
+    /// How far a control plane may reach on this host.
+    pub policy: HostPolicy,
+    /// Sizes and times of the pipeline.
+    pub limits: PipelineLimits,
+    /// How long running backups may go on after the first signal.
+    pub stop_grace: Duration,
+}
 
 /// Trust roots and pins for TLS.
 #[derive(Debug, Clone, Default)]
@@ -55,7 +92,7 @@ pub struct PipelineLimits {
     /// … or below this share of the file system in percent, whichever is more (`BACKUPY_MIN_FREE_PERCENT`, 5).
     pub min_free_percent: u8,
     /// A dump tool that is silent for so long is stuck (`BACKUPY_STUCK_TIMEOUT`, default 10 min).
-    pub stuck_timeout: std::time::Duration,
+    pub stuck_timeout: Duration,
 }
 
 impl Default for PipelineLimits {
@@ -64,7 +101,440 @@ impl Default for PipelineLimits {
             memory_bytes: 8 << 20,
             min_free_bytes: 256 << 20,
             min_free_percent: 5,
-            stuck_timeout: std::time::Duration::from_secs(600),
+            stuck_timeout: Duration::from_secs(600),
         }
+    }
+}
+
+/// Flags that override the environment; secrets have none.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--server-url`
+    pub server_url: Option<String>,
+    /// `--agent-key-file`
+    pub agent_key_file: Option<String>,
+    /// `--state-dir`
+    pub state_dir: Option<String>,
+    /// `--log-level`
+    pub log_level: Option<String>,
+    /// `--allow-insecure`
+    pub allow_insecure: bool,
+    /// `--ca-file`
+    pub ca_file: Option<String>,
+    /// `--server-pin`
+    pub server_pin: Option<String>,
+    /// `--secrets-dir`
+    pub secrets_dir: Option<String>,
+}
+
+/// What is wrong with the environment or the flags, a line each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<String>,
+}
+
+impl ConfigError {
+    /// One problem.
+    pub fn one(problem: impl Into<String>) -> Self {
+        Self { problems: vec![problem.into()] }
+    }
+
+    /// The lines.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads one environment variable; a parameter so that tests need not touch the process's own.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The process's environment; a value that is not UTF-8 counts as absent.
+pub fn process_env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl Config {
+    /// Reads and checks everything.
+    ///
+    /// # Errors
+    /// Every problem found, each naming its variable and the expected form.
+    pub fn load(env: Env<'_>, flags: &Flags) -> Result<Self, ConfigError> {
+        let mut reader = Reader { env, problems: Vec::new() };
+        let server_url = reader.server_url(flags);
+        let agent_key = reader.agent_key(flags);
+        let host = HostConfig::read(&mut reader, flags, Trust::Remote);
+        let previous_key = reader.previous_key();
+        let tls = TlsSettings {
+            ca_file: reader.path("BACKUPY_CA_FILE", flags.ca_file.as_deref()),
+            server_pins: reader.pins(flags.server_pin.as_deref()),
+        };
+        let allow_insecure = reader.flag("BACKUPY_DEV_ALLOW_INSECURE") || flags.allow_insecure;
+        reader.finish(Self {
+            server_url,
+            agent_key,
+            previous_key,
+            state_dir: host.state_dir,
+            log_level: host.log_level,
+            allow_insecure,
+            tls,
+            proxy: host.proxy,
+            policy: host.policy,
+            limits: host.limits,
+            stop_grace: host.stop_grace,
+        })
+    }
+}
+
+/// The agent's key and the one before it, for commands that open a stopped agent's store.
+///
+/// # Errors
+/// As [`Config::load`].
+pub fn store_keys(env: Env<'_>) -> Result<(Secret, Option<Secret>), ConfigError> {
+    let mut reader = Reader { env, problems: Vec::new() };
+    let keys = (reader.agent_key(&Flags::default()), reader.previous_key());
+    reader.finish(keys)
+}
+
+/// The part of the settings that does not concern a control plane elsewhere; `up` uses it alone.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// Where state lives.
+    pub state_dir: PathBuf,
+    /// Least level that is logged.
+    pub log_level: log::LevelFilter,
+    /// Forward proxy.
+    pub proxy: ProxySettings,
+    /// How far a control plane may reach on this host.
+    pub policy: HostPolicy,
+    /// Sizes and times of the pipeline.
+    pub limits: PipelineLimits,
+    /// How long running backups may go on after the first signal.
+    pub stop_grace: Duration,
+}
+
+impl HostConfig {
+    /// Reads and checks it for a given author of the configuration.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load(env: Env<'_>, flags: &Flags, trust: Trust) -> Result<Self, ConfigError> {
+        let mut reader = Reader { env, problems: Vec::new() };
+        let host = Self::read(&mut reader, flags, trust);
+        reader.finish(host)
+    }
+
+    fn read(reader: &mut Reader<'_>, flags: &Flags, trust: Trust) -> Self {
+        let defaults = PipelineLimits::default();
+        Self {
+            state_dir: reader
+                .path("BACKUPY_STATE_DIR", flags.state_dir.as_deref())
+                .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR)),
+            log_level: reader.log_level(flags.log_level.as_deref()),
+            proxy: reader.proxy(),
+            policy: HostPolicy {
+                trust,
+                secrets_dir: reader.path("BACKUPY_SECRETS_DIR", flags.secrets_dir.as_deref()),
+                allow_paths: reader
+                    .list("BACKUPY_ALLOW_PATHS", ':')
+                    .map(|paths| paths.into_iter().map(PathBuf::from).collect()),
+                allow_containers: reader.list("BACKUPY_ALLOW_CONTAINERS", ','),
+                allow_checks: reader.list("BACKUPY_ALLOW_CHECKS", ','),
+                pg_bin_dir: reader.path("BACKUPY_PG_BIN_DIR", None),
+            },
+            limits: PipelineLimits {
+                memory_bytes: reader.memory_bytes(defaults.memory_bytes),
+                min_free_bytes: reader.size("BACKUPY_MIN_FREE").unwrap_or(defaults.min_free_bytes),
+                min_free_percent: reader.percent(defaults.min_free_percent),
+                stuck_timeout: reader
+                    .duration("BACKUPY_STUCK_TIMEOUT")
+                    .unwrap_or(defaults.stuck_timeout),
+            },
+            stop_grace: reader.duration("BACKUPY_STOP_GRACE").unwrap_or(Duration::from_secs(8)),
+        }
+    }
+}
+
+/// Collects problems while the variables are read.
+struct Reader<'a> {
+    env: Env<'a>,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.problems.is_empty() {
+            Ok(value)
+        } else {
+            Err(ConfigError { problems: self.problems })
+        }
+    }
+
+    fn problem(&mut self, text: impl Into<String>) {
+        self.problems.push(text.into());
+    }
+
+    /// A variable that is set and not empty.
+    fn get(&self, name: &str) -> Option<String> {
+        (self.env)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    /// A variable under its name or the older one.
+    fn get_either(&self, name: &str, older: &str) -> Option<String> {
+        self.get(name).or_else(|| self.get(older))
+    }
+
+    fn server_url(&mut self, flags: &Flags) -> String {
+        let url = flags
+            .server_url
+            .clone()
+            .or_else(|| self.get_either("BACKUPY_SERVER_URL", "BACKUP_SERVER_URL"));
+        url.unwrap_or_else(|| {
+            self.problem("BACKUPY_SERVER_URL is not set: expected https://HOST[:PORT][/PATH]");
+            String::new()
+        })
+    }
+
+    fn agent_key(&mut self, flags: &Flags) -> Secret {
+        let direct = self.get_either("BACKUPY_AGENT_KEY", "BACKUP_AGENT_KEY");
+        let file = flags.agent_key_file.clone().or_else(|| self.get("BACKUPY_AGENT_KEY_FILE"));
+        let (name, text) = match (direct, file) {
+            (Some(key), _) => ("BACKUPY_AGENT_KEY", key),
+            (None, Some(path)) => match parse::read_key_file(Path::new(&path)) {
+                Ok(key) => ("the file of BACKUPY_AGENT_KEY_FILE", key),
+                Err(why) => {
+                    self.problem(format!("failed to read BACKUPY_AGENT_KEY_FILE {path}: {why}"));
+                    return Secret::default();
+                }
+            },
+            (None, None) => {
+                self.problem(
+                    "neither BACKUPY_AGENT_KEY nor BACKUPY_AGENT_KEY_FILE is set: expected the \
+                     key that the control plane issued for this agent",
+                );
+                return Secret::default();
+            }
+        };
+        self.checked_key(name, &text)
+    }
+
+    fn previous_key(&mut self) -> Option<Secret> {
+        let text = self.get("BACKUPY_AGENT_KEY_PREVIOUS")?;
+        Some(self.checked_key("BACKUPY_AGENT_KEY_PREVIOUS", &text))
+    }
+
+    fn checked_key(&mut self, name: &str, text: &str) -> Secret {
+        if !parse::is_agent_key(text) {
+            self.problem(format!(
+                "{name} is not an agent key: expected bkpy_live_ or bkpy_test_ followed by 32 \
+                 letters and digits"
+            ));
+        }
+        Secret::new(text)
+    }
+
+    fn path(&mut self, name: &str, flag: Option<&str>) -> Option<PathBuf> {
+        let text = flag.map(str::to_owned).or_else(|| self.get(name))?;
+        let path = PathBuf::from(&text);
+        if !path.is_absolute() {
+            self.problem(format!("{name} must be an absolute path, not {text:?}"));
+        }
+        Some(path)
+    }
+
+    fn flag(&mut self, name: &str) -> bool {
+        match self.get(name).as_deref() {
+            None | Some("false" | "0" | "no") => false,
+            Some("true" | "1" | "yes") => true,
+            Some(_) => {
+                self.problem(format!("{name} must be true or false"));
+                false
+            }
+        }
+    }
+
+    fn log_level(&mut self, flag: Option<&str>) -> log::LevelFilter {
+        let Some(text) = flag.map(str::to_owned).or_else(|| self.get("BACKUPY_LOG_LEVEL")) else {
+            return log::LevelFilter::Info;
+        };
+        parse_log_level(&text).unwrap_or_else(|| {
+            self.problem(format!(
+                "BACKUPY_LOG_LEVEL must be trace, debug, info, warn or error, not {text:?}"
+            ));
+            log::LevelFilter::Info
+        })
+    }
+
+    fn pins(&mut self, flag: Option<&str>) -> Vec<[u8; 32]> {
+        let Some(text) = flag.map(str::to_owned).or_else(|| self.get("BACKUPY_SERVER_PIN")) else {
+            return Vec::new();
+        };
+        parse::pins(&text).unwrap_or_else(|| {
+            self.problem(
+                "BACKUPY_SERVER_PIN must be one or more comma-separated base64 SHA-256 hashes (44 \
+                 characters each) of a certificate's public key",
+            );
+            Vec::new()
+        })
+    }
+
+    fn proxy(&mut self) -> ProxySettings {
+        let url = self.get_either("HTTPS_PROXY", "https_proxy").and_then(|text| {
+            parse::proxy_url(&text)
+                .map_err(|why| self.problem(format!("HTTPS_PROXY {why}")))
+                .ok()
+                .map(Secret::new)
+        });
+        let bypass = self
+            .get_either("NO_PROXY", "no_proxy")
+            .map(|text| parse::split_list(&text, ','))
+            .unwrap_or_default();
+        ProxySettings { url, bypass }
+    }
+
+    fn list(&mut self, name: &str, separator: char) -> Option<Vec<String>> {
+        // Set but empty means: nothing is allowed.
+        (self.env)(name).map(|text| parse::split_list(&text, separator))
+    }
+
+    fn size(&mut self, name: &str) -> Option<u64> {
+        let text = self.get(name)?;
+        let size = parse_size(&text);
+        if size.is_none() {
+            self.problem(format!("{name} must be a size such as 256MiB, not {text:?}"));
+        }
+        size
+    }
+
+    fn memory_bytes(&mut self, default: usize) -> usize {
+        const RANGE: std::ops::RangeInclusive<u64> = 0..=(256 << 20);
+        let Some(size) = self.size("BACKUPY_SPOOL_MEMORY") else { return default };
+        if !RANGE.contains(&size) {
+            self.problem("BACKUPY_SPOOL_MEMORY must be at most 256MiB");
+            return default;
+        }
+        usize::try_from(size).unwrap_or(default)
+    }
+
+    fn percent(&mut self, default: u8) -> u8 {
+        let Some(text) = self.get("BACKUPY_MIN_FREE_PERCENT") else { return default };
+        match text.parse() {
+            Ok(percent @ 0..=99) => percent,
+            _ => {
+                self.problem(format!(
+                    "BACKUPY_MIN_FREE_PERCENT must be a number from 0 to 99, not {text:?}"
+                ));
+                default
+            }
+        }
+    }
+
+    fn duration(&mut self, name: &str) -> Option<Duration> {
+        let text = self.get(name)?;
+        let duration = parse_duration(&text);
+        if duration.is_none() {
+            self.problem(format!("{name} must be a duration such as 90s, 10m or 2h, not {text:?}"));
+        }
+        duration
+    }
+}
+
+/// Reads a level's name as the wire and the environment write it.
+pub fn parse_log_level(text: &str) -> Option<log::LevelFilter> {
+    match text.to_ascii_lowercase().as_str() {
+        "trace" => Some(log::LevelFilter::Trace),
+        "debug" => Some(log::LevelFilter::Debug),
+        "info" => Some(log::LevelFilter::Info),
+        "warn" | "warning" => Some(log::LevelFilter::Warn),
+        "error" => Some(log::LevelFilter::Error),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "bkpy_test_0123456789abcdefghijABCDEFGHIJ00";
+
+    fn load(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let env = |name: &str| {
+            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
+        Config::load(&env, &Flags::default())
+    }
+
+    #[test]
+    fn the_older_names_work_and_the_newer_win() {
+        let config =
+            load(&[("BACKUP_SERVER_URL", "https://old"), ("BACKUP_AGENT_KEY", KEY)]).unwrap();
+        assert_eq!(config.server_url, "https://old");
+        assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+        let config = load(&[
+            ("BACKUPY_SERVER_URL", "https://new"),
+            ("BACKUP_SERVER_URL", "https://old"),
+            ("BACKUPY_AGENT_KEY", KEY),
+        ])
+        .unwrap();
+        assert_eq!(config.server_url, "https://new");
+    }
+
+    #[test]
+    fn every_problem_is_named_and_no_secret_is_echoed() {
+        let error = load(&[
+            ("BACKUPY_AGENT_KEY", "hunter2hunter2"),
+            ("BACKUPY_STATE_DIR", "relative"),
+            ("BACKUPY_LOG_LEVEL", "loud"),
+            ("BACKUPY_SERVER_PIN", "nope"),
+            ("BACKUPY_MIN_FREE", "lots"),
+            ("BACKUPY_DEV_ALLOW_INSECURE", "maybe"),
+            ("HTTPS_PROXY", "socks5://user:hunter2@proxy"),
+        ])
+        .unwrap_err();
+        let text = error.to_string();
+        for name in [
+            "BACKUPY_SERVER_URL",
+            "BACKUPY_AGENT_KEY",
+            "BACKUPY_STATE_DIR",
+            "BACKUPY_LOG_LEVEL",
+            "BACKUPY_SERVER_PIN",
+            "BACKUPY_MIN_FREE",
+            "BACKUPY_DEV_ALLOW_INSECURE",
+            "HTTPS_PROXY",
+        ] {
+            assert!(text.contains(name), "{name} missing in:\n{text}");
+        }
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn an_empty_allow_list_allows_nothing() {
+        let base = [("BACKUPY_SERVER_URL", "https://h"), ("BACKUPY_AGENT_KEY", KEY)];
+        assert_eq!(load(&base).unwrap().policy.allow_paths, None);
+        let mut with = base.to_vec();
+        with.push(("BACKUPY_ALLOW_PATHS", ""));
+        assert_eq!(load(&with).unwrap().policy.allow_paths, Some(vec![]));
+    }
+
+    #[test]
+    fn flags_win_over_the_environment() {
+        let env = |name: &str| (name == "BACKUPY_AGENT_KEY").then(|| KEY.to_owned());
+        let flags = Flags {
+            server_url: Some("https://flag".into()),
+            state_dir: Some("/s".into()),
+            allow_insecure: true,
+            ..Flags::default()
+        };
+        let config = Config::load(&env, &flags).unwrap();
+        assert_eq!(config.server_url, "https://flag");
+        assert_eq!(config.state_dir, Path::new("/s"));
+        assert!(config.allow_insecure);
     }
 }

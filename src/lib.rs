@@ -1,6 +1,7 @@
 //! `backupy`: the backup agent and its control plane.
 
 pub mod artifact;
+pub mod calendar;
 pub mod clock;
 pub mod config;
 #[cfg(feature = "control")]
@@ -11,9 +12,13 @@ pub mod host;
 pub mod link;
 pub mod model;
 pub mod net;
+pub mod observe;
 pub mod outbox;
 pub mod pipeline;
+pub mod redact;
+pub mod runs;
 pub mod secret;
+pub mod signals;
 pub mod store;
 pub mod thread;
 pub mod wake;

@@ -110,6 +110,9 @@ mod tests {
 
     #[test]
     fn debug_shows_nothing() {
-        assert_eq!(format!("{:?} {:?}", Secret::new("hunter2"), SecretBytes::new(*b"key")), "*** ***");
+        assert_eq!(
+            format!("{:?} {:?}", Secret::new("hunter2"), SecretBytes::new(*b"key")),
+            "*** ***"
+        );
     }
 }

@@ -5,12 +5,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
+use crate::exit::Exit;
 use crate::wake::Wake;
 
 /// Spawns a thread called `name` (at most 15 bytes are visible in `ps`).
@@ -22,6 +24,24 @@ pub fn spawn<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body)
+}
+
+/// As [`spawn`], for a thread that the process cannot do without: when it panics, the process ends with
+/// [`Exit::Internal`], so that the supervisor starts it again. All state that counts is on disk.
+///
+/// # Errors
+/// When the system refuses another thread.
+pub fn spawn_vital<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let shown = name.to_owned();
+    spawn(name, move || {
+        catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+            log::error!("thread {shown} died; ending the process so that it is started again");
+            std::process::exit(Exit::Internal.code().into())
+        })
+    })
 }
 
 /// Stack of a thread: no recursion here goes deep, and zstd and SQLite keep their tables on the heap.

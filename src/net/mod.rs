@@ -1,1 +1,18 @@
-//! See DESIGN.md §9.
+//! TCP connections that end when they should: look-up, connect and proxy, each with a deadline and a cancel.
+//!
+//! Every stream that leaves here is non-blocking, with Nagle off; whoever uses it waits with
+//! [`wait_readable`] and [`wait_writable`]. This module knows nothing of TLS but where the trust roots are.
+
+mod connect;
+mod error;
+mod proxy;
+mod resolve;
+mod roots;
+mod wait;
+
+pub use connect::{connect, connect_any};
+pub use error::NetError;
+pub use proxy::{bypassed, check_proxy, open_tunnel};
+pub use resolve::resolve;
+pub use roots::{provider, root_store};
+pub use wait::{Waited, wait_any, wait_readable, wait_writable};

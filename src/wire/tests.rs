@@ -51,15 +51,10 @@ fn payload_numbers_are_those_of_the_contract() {
 
 #[test]
 fn a_stamped_entry_is_the_entry_with_its_header() {
-    let stored = encode_agent(
-        Header { correlation_id: "c-1".into(), ..Header::default() },
-        completed(),
-    );
+    let stored =
+        encode_agent(Header { correlation_id: "c-1".into(), ..Header::default() }, completed());
     let (header, message) = decode_agent(&stamp(&stored, 42, 1_000, 7)).unwrap();
-    assert_eq!(
-        header,
-        Header { seq: 42, ts_ms: 1_000, correlation_id: "c-1".into(), entry_id: 7 }
-    );
+    assert_eq!(header, Header { seq: 42, ts_ms: 1_000, correlation_id: "c-1".into(), entry_id: 7 });
     assert_eq!(message, completed());
 }
 

@@ -1,0 +1,344 @@
+//! The agent as a whole: opens what must be opened, starts the long-lived threads, joins them.
+//!
+//! ```text
+//! caller's thread: link::run (reconnect loop) ── link-read, link-write, link-beat
+//! dispatch ── run-N …          status ── status-conn …
+//! ```
+//! A stop goes one way: `stop` → dispatch lets runs end → the link flushes the outbox → the store closes.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use serde_json::{Value, json};
+
+use crate::clock::unix_ms;
+use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
+use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
+use crate::drivers;
+use crate::host::metrics::HostMetrics;
+use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
+use crate::observe::dump::dump;
+use crate::observe::socket::{Handler, Reply, StatusSocket};
+use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
+use crate::pipeline::{UploadError, Uploader, UrlPolicy};
+use crate::runs::worker::Workshop;
+use crate::secret::Secret;
+use crate::store::{Space, Store, StoreError, StoreKeys};
+use crate::thread::{self, Cancel, Why};
+use crate::wire;
+
+/// Version of this binary.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Commit it was built from, if the build said so.
+pub const COMMIT: Option<&str> = option_env!("BACKUPY_BUILD_COMMIT");
+
+/// The directory for secret files and snapshots inside the state directory.
+const WORK_DIR: &str = "work";
+/// Messages that wait between link and dispatch.
+const LINK_EVENTS: usize = 64;
+/// How long dispatch may take to answer before it counts as stuck.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Without a session for so long, the full health check fails.
+const SESSION_PATIENCE: Duration = Duration::from_secs(180);
+
+/// Everything an agent is made from.
+pub struct AgentOptions {
+    /// Where the control plane is.
+    pub transport: Transport,
+    /// The agent's key.
+    pub agent_key: Secret,
+    /// The key before the last rotation.
+    pub previous_key: Option<Secret>,
+    /// Where state lives.
+    pub state_dir: PathBuf,
+    /// Which upload URLs are allowed.
+    pub uploads: UrlPolicy,
+    /// Trust roots and pins.
+    pub tls: TlsSettings,
+    /// Forward proxy.
+    pub proxy: ProxySettings,
+    /// How far a configuration may reach.
+    pub policy: HostPolicy,
+    /// Sizes and times of the pipeline.
+    pub limits: PipelineLimits,
+    /// How long runs may go on after the first signal.
+    pub stop_grace: Duration,
+    /// Level when the configuration names none.
+    pub log_level: log::LevelFilter,
+    /// Requests on the status socket that are not the agent's own; `up` adds some. Gets the agent's own
+    /// status, so that it can be part of the answer.
+    pub extra: Option<ExtraHandler>,
+}
+
+/// Answers a request on the status socket; `Ok(false)` when the request is not one of its own.
+pub type ExtraHandler =
+    Arc<dyn Fn(&Value, &dyn Fn() -> Value, Reply<'_>) -> io::Result<bool> + Send + Sync>;
+
+/// Why an agent could not start.
+#[derive(Debug)]
+pub enum AgentError {
+    /// The state directory cannot be used.
+    StateDir(PathBuf, io::Error),
+    /// The store cannot be used.
+    Store(StoreError),
+    /// The outbox cannot be read.
+    Outbox(OutboxError),
+    /// The runs cannot be read.
+    Dispatch(DispatchError),
+    /// The upload side cannot be set up.
+    Upload(UploadError),
+    /// The system refused a thread, a socket or a descriptor.
+    Io(&'static str, io::Error),
+}
+
+impl fmt::Display for AgentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AgentError::StateDir(path, error) => write!(
+                f,
+                "failed to use the state directory {}: {error}; create it for this user with mode \
+                 0700 or name another one with BACKUPY_STATE_DIR",
+                path.display()
+            ),
+            AgentError::Store(error) => error.fmt(f),
+            AgentError::Outbox(error) => error.fmt(f),
+            AgentError::Dispatch(error) => error.fmt(f),
+            AgentError::Upload(error) => error.fmt(f),
+            AgentError::Io(what, error) => write!(f, "failed to {what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for AgentError {}
+
+/// An agent that is open but not yet connected.
+pub struct Agent {
+    link: LinkConfig,
+    outbox: Outbox,
+    seq: SeqCounter,
+    slots: Slots,
+    link_events: crossbeam_channel::Sender<link::Event>,
+    status: LinkStatus,
+    store: Store,
+    dispatch: JoinHandle<()>,
+    link_stop: Cancel,
+    _socket: StatusSocket,
+    done: Receiver<()>,
+}
+
+impl Agent {
+    /// Opens the store, settles what the last process left, and starts dispatch and the status socket.
+    ///
+    /// # Errors
+    /// See [`AgentError`]; nothing keeps running then.
+    pub fn start(options: AgentOptions, stop: Cancel) -> Result<Self, AgentError> {
+        let state_dir = options.state_dir.clone();
+        private_dir(&state_dir)?;
+        let keys = StoreKeys { current: options.agent_key.clone(), previous: options.previous_key };
+        let store = Store::open(&state_dir, &Space::AGENT, &keys).map_err(AgentError::Store)?;
+        let work_dir = state_dir.join(WORK_DIR);
+        private_dir(&work_dir)?;
+        drivers::sweep(&work_dir);
+        let outbox =
+            Outbox::open(store.clone(), OutboxLimits::default()).map_err(AgentError::Outbox)?;
+        let seq = SeqCounter::open(&store, unix_ms()).map_err(AgentError::Outbox)?;
+        let slots = Slots::new();
+        let uploader = Uploader::new(&options.tls, &options.proxy, options.uploads)
+            .map_err(AgentError::Upload)?;
+        let workshop = Workshop {
+            policy: options.policy,
+            limits: options.limits,
+            state_dir: state_dir.clone(),
+            work_dir,
+            uploader,
+        };
+        let (link_events, received) = bounded(LINK_EVENTS);
+        let (dispatch, queries, shared) = Dispatch::open(dispatch::Parts {
+            store: store.clone(),
+            outbox: outbox.clone(),
+            slots: slots.clone(),
+            workshop: Arc::new(workshop),
+            state_dir: state_dir.clone(),
+            link_events: received,
+            stop,
+            stop_grace: options.stop_grace,
+            log_level: options.log_level,
+        })
+        .map_err(AgentError::Dispatch)?;
+        let status = LinkStatus::new();
+        let handler =
+            handler(queries, status.clone(), store.clone(), state_dir.clone(), options.extra);
+        let socket = StatusSocket::start(&state_dir, handler)
+            .map_err(|error| AgentError::Io("open the status socket", error))?;
+        let link_stop =
+            Cancel::new().map_err(|error| AgentError::Io("make a stop token", error))?;
+        let (done, finished) = bounded(1);
+        let after_dispatch = link_stop.clone();
+        let thread = thread::spawn_vital("dispatch", move || {
+            dispatch.run();
+            after_dispatch.cancel(Why::Shutdown);
+            // Nobody waits for it when the link has ended already.
+            let _ = done.send(());
+        })
+        .map_err(|error| AgentError::Io("start the dispatch thread", error))?;
+        let link = LinkConfig {
+            transport: options.transport,
+            agent_key: options.agent_key,
+            tls: options.tls,
+            proxy: options.proxy,
+            timing: Timing::default(),
+            register: register(store.id().to_owned(), shared.clone()),
+            heartbeat: heartbeat(shared, outbox.clone(), state_dir),
+        };
+        Ok(Self {
+            link,
+            outbox,
+            seq,
+            slots,
+            link_events,
+            status,
+            store,
+            dispatch: thread,
+            link_stop,
+            _socket: socket,
+            done: finished,
+        })
+    }
+
+    /// Keeps the connection until the stop token given at the start is cancelled, then leaves in order.
+    pub fn run(self) {
+        link::run(
+            self.link,
+            self.outbox,
+            self.seq,
+            self.slots,
+            self.link_events,
+            self.status,
+            self.link_stop,
+        );
+        // The link ends only after dispatch has told it to.
+        if self.done.recv_timeout(Duration::from_secs(1)).is_ok() {
+            if self.dispatch.join().is_err() {
+                log::error!("the dispatch thread panicked");
+            }
+        } else {
+            log::error!("dispatch did not end; leaving without it");
+        }
+        if let Err(error) = self.store.close() {
+            log::warn!("{error}");
+        }
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agent").finish_non_exhaustive()
+    }
+}
+
+/// Makes a directory with mode 0700, or takes the mode down to that.
+fn private_dir(path: &Path) -> Result<(), AgentError> {
+    let make = || -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        let mode = fs::metadata(path)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+        }
+        Ok(())
+    };
+    make().map_err(|error| AgentError::StateDir(path.to_owned(), error))
+}
+
+fn register(store_id: String, shared: Shared) -> Box<dyn Fn() -> wire::Register + Send + Sync> {
+    Box::new(move || wire::Register {
+        agent_version: VERSION.to_owned(),
+        hostname: crate::host::metrics::hostname(),
+        os: "linux".to_owned(),
+        arch: crate::host::metrics::arch().to_owned(),
+        docker_version: String::new(),
+        capabilities: capabilities(),
+        last_known_config_version: shared.config_version(),
+        store_id: store_id.clone(),
+    })
+}
+
+/// What is true on this host.
+fn capabilities() -> Vec<String> {
+    let mut capabilities = vec![wire::DURABLE_ACKS.to_owned(), "sqlite".to_owned()];
+    if drivers::has_pg_dump() {
+        capabilities.push("pg_dump".to_owned());
+    }
+    capabilities
+}
+
+fn heartbeat(
+    shared: Shared,
+    outbox: Outbox,
+    state_dir: PathBuf,
+) -> Box<dyn Fn() -> wire::Heartbeat + Send + Sync> {
+    let sampler = Mutex::new(HostMetrics::new(&state_dir));
+    Box::new(move || {
+        let host = sampler.lock().unwrap_or_else(PoisonError::into_inner).sample();
+        wire::Heartbeat {
+            config_version: shared.config_version(),
+            metrics: wire::AgentMetrics {
+                cpu_percent: host.cpu_percent,
+                mem_used_bytes: host.mem_used_bytes,
+                mem_total_bytes: host.mem_total_bytes,
+                disk_used_bytes: host.disk_used_bytes,
+                disk_total_bytes: host.disk_total_bytes,
+                queue_depth: u32::try_from(outbox.depth()).unwrap_or(u32::MAX),
+            },
+            active_job_ids: shared.active_jobs(),
+        }
+    })
+}
+
+/// The agent's own requests: `status`, `health`, `dump-state`; everything else goes to `extra`.
+fn handler(
+    queries: Queries,
+    link: LinkStatus,
+    store: Store,
+    state_dir: PathBuf,
+    extra: Option<ExtraHandler>,
+) -> Handler {
+    let started = Instant::now();
+    Arc::new(move |request, reply| {
+        let status = || {
+            let link = link.snapshot();
+            json!({
+                "version": VERSION,
+                "pid": std::process::id(),
+                "uptime_sec": started.elapsed().as_secs(),
+                "state_dir": state_dir.display().to_string(),
+                "connected": link.connected,
+                "without_session_sec": link.without_session.map(|time| time.as_secs()),
+                "session_expected": started.elapsed() < SESSION_PATIENCE
+                    || link.without_session.is_none_or(|time| time < SESSION_PATIENCE),
+                "last_link_error": link.last_error,
+                "reconnects": link.reconnects,
+                "dispatch": queries.snapshot(PROBE_TIMEOUT),
+            })
+        };
+        if let Some(extra) = &extra
+            && extra(request, &status, reply)?
+        {
+            return Ok(());
+        }
+        match request.get("cmd").and_then(Value::as_str) {
+            Some("status") => reply(&status()),
+            Some("dump-state") => {
+                let secrets = request.get("allow_secrets").and_then(Value::as_bool);
+                dump(&store, secrets.unwrap_or(false), reply)
+            }
+            command => reply(&json!({"error": format!("unknown request {command:?}")})),
+        }
+    })
+}

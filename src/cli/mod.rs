@@ -1,0 +1,86 @@
+//! The command line: one file per subcommand, each a struct for argh and a function to an [`Exit`].
+//!
+//! Results go to stdout, everything about the way there to stderr.
+
+pub mod decrypt;
+pub mod dump_state;
+pub mod run;
+pub mod status;
+pub mod version;
+
+use argh::FromArgs;
+
+use crate::exit::Exit;
+
+/// Backups that run by themselves: databases to encrypted artifacts, without cron.
+///
+/// On a host with a control plane elsewhere: `backupy run`. On a host of its own: `backupy up`.
+#[derive(FromArgs, Debug)]
+pub struct TopLevel {
+    #[argh(subcommand)]
+    command: Command,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+enum Command {
+    Run(run::RunArgs),
+    Status(status::StatusArgs),
+    HealthCheck(status::HealthCheckArgs),
+    Decrypt(decrypt::DecryptArgs),
+    DumpState(dump_state::DumpStateArgs),
+    Reset(dump_state::ResetArgs),
+    Version(version::VersionArgs),
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> Exit {
+    let args: Vec<String> = match std::env::args_os().map(|arg| arg.into_string()).collect() {
+        Ok(args) => args,
+        Err(arg) => {
+            eprintln!("backupy: this argument is not UTF-8: {}", arg.display());
+            return Exit::Usage;
+        }
+    };
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (name, words) = words.split_first().map_or(("backupy", &[][..]), |(first, rest)| {
+        (first.rsplit('/').next().unwrap_or(first), rest)
+    });
+    match TopLevel::from_args(&[name], words) {
+        Ok(top) => run(top.command),
+        Err(early) if early.status.is_ok() => {
+            println!("{}", early.output.trim_end());
+            Exit::Ok
+        }
+        Err(early) => {
+            eprintln!("{}", early.output.trim_end());
+            Exit::Usage
+        }
+    }
+}
+
+fn run(command: Command) -> Exit {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Status(args) => status::status(&args),
+        Command::HealthCheck(args) => status::health_check(&args),
+        Command::Decrypt(args) => decrypt::run(&args),
+        Command::DumpState(args) => dump_state::dump_state(&args),
+        Command::Reset(args) => dump_state::reset(&args),
+        Command::Version(args) => version::version(&args),
+    }
+}
+
+/// The state directory of a command that talks to a process or to its files.
+pub(crate) fn state_dir(flag: Option<&str>) -> std::path::PathBuf {
+    flag.map(std::path::PathBuf::from)
+        .or_else(|| std::env::var_os("BACKUPY_STATE_DIR").map(Into::into))
+        .unwrap_or_else(|| crate::config::DEFAULT_STATE_DIR.into())
+}
+
+/// Says what went wrong, on stderr, without secrets.
+pub(crate) fn complain(text: impl std::fmt::Display) {
+    for line in text.to_string().lines() {
+        eprintln!("backupy: {}", crate::redact::redact(line));
+    }
+}

@@ -1,0 +1,131 @@
+//! `backupy run`: the agent for a control plane elsewhere.
+
+use argh::FromArgs;
+
+use crate::agent::{Agent, AgentError, AgentOptions};
+use crate::config::{Config, Flags, process_env};
+use crate::dispatch::DispatchError;
+use crate::exit::Exit;
+use crate::link::{ServerUrl, Transport};
+use crate::observe::logging;
+use crate::outbox::OutboxError;
+use crate::pipeline::UrlPolicy;
+use crate::signals;
+use crate::store::StoreError;
+
+use super::complain;
+
+/// Run the agent: connect to a control plane, take its commands, back up.
+///
+/// The agent's key comes from BACKUPY_AGENT_KEY or a file, never from the command line.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "run")]
+pub struct RunArgs {
+    /// URL of the control plane (BACKUPY_SERVER_URL)
+    #[argh(option)]
+    server_url: Option<String>,
+    /// file that holds the agent's key (BACKUPY_AGENT_KEY_FILE)
+    #[argh(option)]
+    agent_key_file: Option<String>,
+    /// directory for state, mode 0700 (BACKUPY_STATE_DIR, default /var/lib/backupy)
+    #[argh(option)]
+    state_dir: Option<String>,
+    /// trace, debug, info, warn or error (BACKUPY_LOG_LEVEL, default info)
+    #[argh(option)]
+    log_level: Option<String>,
+    /// allow ws:// and http://, for development (BACKUPY_DEV_ALLOW_INSECURE)
+    #[argh(switch)]
+    allow_insecure: bool,
+    /// an extra trust root, PEM (BACKUPY_CA_FILE)
+    #[argh(option)]
+    ca_file: Option<String>,
+    /// base64 SHA-256 of the server's public key, or several with commas (BACKUPY_SERVER_PIN)
+    #[argh(option)]
+    server_pin: Option<String>,
+    /// the only directory whose files a `file:` password reference may name (BACKUPY_SECRETS_DIR)
+    #[argh(option)]
+    secrets_dir: Option<String>,
+}
+
+/// Runs the agent until a signal ends it.
+pub fn run(args: RunArgs) -> Exit {
+    let flags = Flags {
+        server_url: args.server_url,
+        agent_key_file: args.agent_key_file,
+        state_dir: args.state_dir,
+        log_level: args.log_level,
+        allow_insecure: args.allow_insecure,
+        ca_file: args.ca_file,
+        server_pin: args.server_pin,
+        secrets_dir: args.secrets_dir,
+    };
+    let config = match Config::load(&process_env, &flags) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(error);
+            return Exit::Usage;
+        }
+    };
+    let url = match ServerUrl::parse(&config.server_url, config.allow_insecure) {
+        Ok(url) => url,
+        Err(error) => {
+            complain(format!("BACKUPY_SERVER_URL: {error}"));
+            return Exit::Usage;
+        }
+    };
+    logging::init(config.log_level);
+    let stop = match signals::listen(None) {
+        Ok(stop) => stop,
+        Err(error) => {
+            complain(format!("failed to listen for signals: {error}"));
+            return Exit::Internal;
+        }
+    };
+    match Agent::start(options(config, url), stop) {
+        Ok(agent) => {
+            agent.run();
+            log::info!("stopped");
+            Exit::Ok
+        }
+        Err(error) => {
+            complain(&error);
+            exit_for(&error)
+        }
+    }
+}
+
+fn options(config: Config, url: ServerUrl) -> AgentOptions {
+    AgentOptions {
+        transport: Transport::Remote(url),
+        agent_key: config.agent_key,
+        previous_key: config.previous_key,
+        state_dir: config.state_dir,
+        uploads: if config.allow_insecure { UrlPolicy::AllowHttp } else { UrlPolicy::HttpsOnly },
+        tls: config.tls,
+        proxy: config.proxy,
+        policy: config.policy,
+        limits: config.limits,
+        stop_grace: config.stop_grace,
+        log_level: config.log_level,
+        extra: None,
+    }
+}
+
+/// The exit code for an agent that could not start.
+pub(crate) fn exit_for(error: &AgentError) -> Exit {
+    match error {
+        AgentError::Store(StoreError::Locked { .. }) => Exit::Busy,
+        AgentError::StateDir(..)
+        | AgentError::Store(_)
+        | AgentError::Outbox(OutboxError::Store(_))
+        | AgentError::Outbox(_)
+        | AgentError::Dispatch(
+            DispatchError::Table(_)
+            | DispatchError::Store(_)
+            | DispatchError::Outbox(_)
+            | DispatchError::Config(_),
+        ) => Exit::State,
+        AgentError::Upload(_) => Exit::Usage,
+        AgentError::Io(..) => Exit::Internal,
+    }
+}

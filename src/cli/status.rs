@@ -1,0 +1,216 @@
+//! `backupy status` and `backupy health-check`: ask the running process how things stand.
+
+use std::path::Path;
+use std::time::Duration;
+
+use argh::FromArgs;
+use serde_json::Value;
+
+use super::{complain, state_dir};
+use crate::clock::unix_ms;
+use crate::exit::Exit;
+use crate::observe::socket;
+
+/// How long the process may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Show how things stand: connection, jobs, runs, queue. Exit code 1 when something needs attention,
+/// 5 when nobody is running.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "status")]
+pub struct StatusArgs {
+    /// directory for state (BACKUPY_STATE_DIR)
+    #[argh(option)]
+    state_dir: Option<String>,
+    /// as JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+/// For supervisors: exit code 0 when healthy, 1 when not, 5 when nobody is running.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "health-check")]
+pub struct HealthCheckArgs {
+    /// directory for state (BACKUPY_STATE_DIR)
+    #[argh(option)]
+    state_dir: Option<String>,
+    /// only process and store; a control plane that is down does not matter
+    #[argh(switch)]
+    live: bool,
+}
+
+/// Shows how things stand.
+pub fn status(args: &StatusArgs) -> Exit {
+    let state_dir = state_dir(args.state_dir.as_deref());
+    let status = match fetch(&state_dir) {
+        Ok(status) => status,
+        Err(exit) => return exit,
+    };
+    let problems = problems(&status);
+    if args.json {
+        let mut status = status;
+        status["problems"] = problems.clone().into();
+        println!("{status:#}");
+    } else {
+        print_status(&status);
+        for problem in &problems {
+            println!("! {problem}");
+        }
+    }
+    if problems.is_empty() { Exit::Ok } else { Exit::Failed }
+}
+
+/// Says nothing when all is well.
+pub fn health_check(args: &HealthCheckArgs) -> Exit {
+    let state_dir = state_dir(args.state_dir.as_deref());
+    let status = match fetch(&state_dir) {
+        Ok(status) => status,
+        Err(exit) => return exit,
+    };
+    let mut problems = liveness(&status);
+    if !args.live && status["session_expected"] == Value::Bool(false) {
+        problems.push(no_session(&status));
+    }
+    for problem in &problems {
+        complain(problem);
+    }
+    if problems.is_empty() { Exit::Ok } else { Exit::Failed }
+}
+
+fn fetch(state_dir: &Path) -> Result<Value, Exit> {
+    let mut answer = None;
+    let request = serde_json::json!({"cmd": "status"});
+    match socket::ask(state_dir, &request, Some(TIMEOUT), &mut |line| answer = Some(line)) {
+        Ok(true) => {}
+        Ok(false) => {
+            complain(format!(
+                "nobody is running on {}; `backupy dump-state` looks into a stopped one's files",
+                state_dir.display()
+            ));
+            return Err(Exit::NotRunning);
+        }
+        Err(error) => {
+            complain(format!(
+                "failed to ask the process that runs on {}: {error}",
+                state_dir.display()
+            ));
+            return Err(Exit::Failed);
+        }
+    }
+    match answer {
+        Some(status) if status.get("error").is_none() => Ok(status),
+        Some(status) => {
+            complain(&status["error"]);
+            Err(Exit::Failed)
+        }
+        None => {
+            complain("the process closed the connection without an answer");
+            Err(Exit::Failed)
+        }
+    }
+}
+
+/// What makes a process not alive.
+fn liveness(status: &Value) -> Vec<String> {
+    let dispatch = &status["dispatch"];
+    if dispatch.is_null() {
+        return vec!["the dispatch thread does not answer".to_owned()];
+    }
+    if dispatch["unsaved_results"].as_u64().unwrap_or(0) > 0 {
+        return vec!["the store takes no results; is the disk full?".to_owned()];
+    }
+    Vec::new()
+}
+
+fn problems(status: &Value) -> Vec<String> {
+    let mut problems = liveness(status);
+    if status["session_expected"] == Value::Bool(false) {
+        problems.push(no_session(status));
+    }
+    for job in status["dispatch"]["jobs"].as_array().into_iter().flatten() {
+        let name = job["job_id"].as_str().unwrap_or("?");
+        if job["overdue"] == Value::Bool(true) {
+            problems.push(format!("backup {name} is overdue"));
+        } else if job["last_kind"] == "failed" {
+            let error = job["last_error"].as_str().unwrap_or("");
+            problems.push(format!("the last run of {name} failed: {error}"));
+        }
+    }
+    problems.extend(
+        status["problems"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned),
+    );
+    problems
+}
+
+fn no_session(status: &Value) -> String {
+    let seconds = status["without_session_sec"].as_u64().unwrap_or(0);
+    match status["last_link_error"].as_str() {
+        Some(error) => format!("no session with the control plane for {seconds} s: {error}"),
+        None => format!("no session with the control plane for {seconds} s"),
+    }
+}
+
+fn print_status(status: &Value) {
+    let dispatch = &status["dispatch"];
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    println!(
+        "backupy {} (pid {}), up {}, state in {}",
+        status["version"].as_str().unwrap_or("?"),
+        number(&status["pid"]),
+        duration(number(&status["uptime_sec"])),
+        status["state_dir"].as_str().unwrap_or("?"),
+    );
+    let link = if status["connected"] == Value::Bool(true) {
+        "connected".to_owned()
+    } else {
+        format!("not connected: {}", status["last_link_error"].as_str().unwrap_or("connecting"))
+    };
+    println!("control plane: {link}, {} reconnects", number(&status["reconnects"]));
+    println!(
+        "configuration {}, {} queued messages, {} undelivered results",
+        number(&dispatch["config_version"]),
+        number(&dispatch["queue_depth"]),
+        number(&dispatch["undelivered_results"]),
+    );
+    for job in dispatch["jobs"].as_array().into_iter().flatten() {
+        print_job(job);
+    }
+    for run in dispatch["open_runs"].as_array().into_iter().flatten() {
+        println!(
+            "  {} {} of {}, attempt {}",
+            run["phase"].as_str().unwrap_or("?"),
+            run["run_id"].as_str().unwrap_or("?"),
+            run["job_id"].as_str().unwrap_or("?"),
+            number(&run["attempts"]),
+        );
+    }
+}
+
+fn print_job(job: &Value) {
+    let last = job["last_success_ms"].as_u64().unwrap_or(0);
+    let when = if last == 0 {
+        "never".to_owned()
+    } else {
+        format!("{} ago", duration(unix_ms().saturating_sub(last) / 1_000))
+    };
+    println!(
+        "  {} ({}): last success {when}",
+        job["job_id"].as_str().unwrap_or("?"),
+        job["engine"].as_str().unwrap_or("no target"),
+    );
+}
+
+/// `3d 4h`, `5m 12s`.
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h {}m", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}

@@ -1,0 +1,314 @@
+//! Commands of the control plane: made durable first, acknowledged then, acted on last.
+
+use std::time::Instant;
+
+use super::messages;
+use super::{CONFIG_KEY, Dispatch, DispatchError, MAX_OPEN};
+use crate::calendar::window::Window;
+use crate::clock::unix_ms;
+use crate::config::parse_log_level;
+use crate::link;
+use crate::model::AgentConfig;
+use crate::observe::logging;
+use crate::runs::state::{Outcome, Phase, Run};
+use crate::runs::table::Found;
+use crate::runs::worker::Plan;
+use crate::store::{Space, Store};
+use crate::thread::Why;
+use crate::wire::{self, Ack, LogLevel, RunBackup, ServerMessage};
+
+/// Longest run_id and job_id that is accepted, in bytes; both become keys of the store.
+const MAX_ID_BYTES: usize = 256;
+
+/// The configuration held in the store; the empty one at the first start.
+pub(super) fn load_config(store: &Store) -> Result<AgentConfig, DispatchError> {
+    match store.get(Space::Config, CONFIG_KEY)? {
+        None => Ok(AgentConfig::default()),
+        Some(bytes) => wire::config_from_bytes(&bytes)
+            .map_err(|error| DispatchError::Config(error.to_string())),
+    }
+}
+
+impl Dispatch {
+    pub(super) fn on_link(&mut self, event: link::Event) {
+        match event {
+            link::Event::Up { session_id, ack } => {
+                log::info!("session {session_id} is up");
+                if let Some(config) = ack.config {
+                    // What the server says at the handshake counts, even if it is older.
+                    self.take_config(config);
+                }
+                for run in self.table.open() {
+                    if run.phase == Phase::Queued {
+                        self.slots.put_progress(&run.run_id, messages::standing(run));
+                    }
+                }
+            }
+            link::Event::Down { reason } => log::info!("session ended: {reason}"),
+            link::Event::Message { header, message } => {
+                self.on_command(header.correlation_id, message);
+            }
+        }
+    }
+
+    fn on_command(&mut self, correlation_id: String, message: ServerMessage) {
+        let answer = match message {
+            ServerMessage::RunBackup(command) => self.on_run_backup(command),
+            ServerMessage::CancelJob { job_id } => return self.on_cancel(correlation_id, &job_id),
+            ServerMessage::ConfigUpdate(Some(config)) => self.on_config_update(config),
+            ServerMessage::ConfigUpdate(None) => {
+                Ok(Err("the update carries no configuration".to_owned()))
+            }
+            ServerMessage::RunHealthCheck { .. } => {
+                Ok(Err("this version does not run health checks".to_owned()))
+            }
+            ServerMessage::SelfUpdate(_) => {
+                Ok(Err("this version does not update itself".to_owned()))
+            }
+            // The link answers pings and reads confirmations; a second RegisterAck and payloads of
+            // other versions mean nothing here.
+            ServerMessage::RegisterAck(_)
+            | ServerMessage::Ping { .. }
+            | ServerMessage::Ack(_)
+            | ServerMessage::Unknown => return,
+        };
+        match answer {
+            Ok(Ok(())) => self.acknowledge(Ack::ok(correlation_id)),
+            Ok(Err(reason)) => {
+                log::warn!("refused a command: {reason}");
+                self.acknowledge(Ack::refused(correlation_id, reason));
+            }
+            Err(error) => self.not_durable(correlation_id, &error),
+        }
+    }
+
+    fn acknowledge(&mut self, ack: Ack) {
+        let Some(message) = messages::ack(ack) else { return };
+        if let Err(error) = self.commit(Vec::new(), vec![message]) {
+            log::error!("failed to store an answer; the control plane has to repeat: {error}");
+        }
+    }
+
+    /// The command could not be stored, so neither can its answer: the refusal goes out at once or not
+    /// at all, and the control plane repeats a command that was not answered.
+    fn not_durable(&mut self, correlation_id: String, error: &DispatchError) {
+        log::error!("failed to store a command: {error}");
+        if !correlation_id.is_empty() {
+            let reason = format!("the agent cannot store the command: {error}");
+            self.slots.put_ack(Ack::refused(correlation_id, reason));
+        }
+    }
+
+    /// `Ok(Err(reason))` is a refusal.
+    fn on_run_backup(&mut self, command: RunBackup) -> Result<Result<(), String>, DispatchError> {
+        if command.run_id.is_empty() {
+            return Ok(Err("the command has no run_id".to_owned()));
+        }
+        if command.run_id.len() > MAX_ID_BYTES || command.job_id.len() > MAX_ID_BYTES {
+            return Ok(Err(format!("run_id and job_id may have {MAX_ID_BYTES} bytes at most")));
+        }
+        match self.table.find(&command.run_id)? {
+            Found::Unknown => self.accept(command),
+            Found::Open(run) => {
+                let run = run.clone();
+                self.refresh(run, command).map(Ok)
+            }
+            Found::Finished(run) => self.repeat_result(messages::result(&run)).map(Ok),
+            Found::Tombstone(kind) => {
+                let answer = messages::tombstone(&command.run_id, &command.job_id, kind);
+                self.repeat_result(vec![answer]).map(Ok)
+            }
+        }
+    }
+
+    /// A new run: durable, then in the high-water file, then acknowledged by the caller.
+    fn accept(&mut self, command: RunBackup) -> Result<Result<(), String>, DispatchError> {
+        if self.stopping.is_some() {
+            return Ok(Err("the agent is stopping".to_owned()));
+        }
+        if self.table.open_count() + self.outbox.undelivered_results() >= MAX_OPEN {
+            return Ok(Err(format!(
+                "{MAX_OPEN} runs are open or undelivered; no more are accepted before some end"
+            )));
+        }
+        let now_ms = unix_ms();
+        let run = Run::accept(
+            command.run_id,
+            command.job_id,
+            command.manual_trigger,
+            command.upload_creds,
+            command.encrypted_dek,
+            now_ms,
+        );
+        let refusal = match self.config.jobs.iter().find(|job| job.id == run.job_id) {
+            None => Some(format!("job {:?} is not in this agent's configuration", run.job_id)),
+            Some(job) => Plan::new(&run, job).err(),
+        };
+        if let Some(error) = refusal {
+            // Accepted and ended in one step: the result says why.
+            log::warn!("run {} of job {} failed: {error}", run.run_id, run.job_id);
+            let run = run.end(Outcome::Failed { error }, now_ms);
+            let messages = messages::result(&run);
+            self.commit(vec![run], messages)?;
+            return Ok(Ok(()));
+        }
+        log::info!("run {} of job {} accepted", run.run_id, run.job_id);
+        self.slots.put_progress(&run.run_id, messages::standing(&run));
+        self.commit(vec![run], Vec::new())?;
+        self.save_highwater()?;
+        Ok(Ok(()))
+    }
+
+    /// A repeat of an unfinished run brings new upload credentials; never another key to an attempt
+    /// under way.
+    fn refresh(&mut self, mut run: Run, command: RunBackup) -> Result<(), DispatchError> {
+        if let Some(creds) = command.upload_creds.filter(|creds| !creds.put_url.is_empty()) {
+            run.creds = Some(creds);
+        }
+        if run.phase == Phase::Queued && !command.encrypted_dek.is_empty() {
+            run.data_key = command.encrypted_dek;
+        }
+        self.commit(vec![run], Vec::new())
+    }
+
+    /// Sends a result once more, unless so many wait already that this would only fill the queue.
+    fn repeat_result(
+        &mut self,
+        messages: Vec<crate::outbox::Message>,
+    ) -> Result<(), DispatchError> {
+        if self.outbox.undelivered_results() >= MAX_OPEN {
+            return Ok(());
+        }
+        self.commit(Vec::new(), messages)
+    }
+
+    /// Ends the waiting runs of the job and marks the running ones in one step with the Ack, then stops
+    /// those.
+    fn on_cancel(&mut self, correlation_id: String, job_id: &str) {
+        let now_ms = unix_ms();
+        let mut runs = Vec::new();
+        let mut messages = Vec::new();
+        for run in self.table.open().filter(|run| run.job_id == job_id) {
+            if self.running.contains_key(&run.run_id) || self.is_unsaved(&run.run_id) {
+                runs.push(Run { cancel_requested: true, ..run.clone() });
+            } else {
+                let ended = run.clone().end(Outcome::Cancelled, now_ms);
+                messages.extend(messages::result(&ended));
+                runs.push(ended);
+            }
+        }
+        log::info!("cancel of job {job_id}: {} runs", runs.len());
+        let ended: Vec<String> =
+            runs.iter().filter(|run| run.ended().is_some()).map(|run| run.run_id.clone()).collect();
+        messages.extend(messages::ack(Ack::ok(correlation_id.clone())));
+        if let Err(error) = self.commit(runs, messages) {
+            return self.not_durable(correlation_id, &error);
+        }
+        for run_id in ended {
+            self.forget(&run_id);
+        }
+        for running in self.running.values().filter(|running| running.job_id == job_id) {
+            running.cancel.cancel(Why::Requested);
+        }
+        self.highwater_or_log();
+    }
+
+    fn on_config_update(
+        &mut self,
+        config: AgentConfig,
+    ) -> Result<Result<(), String>, DispatchError> {
+        if config.version < self.config.version {
+            return Ok(Err(format!(
+                "version {} is older than version {}, which is held",
+                config.version, self.config.version
+            )));
+        }
+        self.store_config(&config)?;
+        self.use_config(config);
+        Ok(Ok(()))
+    }
+
+    fn take_config(&mut self, config: AgentConfig) {
+        if config == self.config {
+            return;
+        }
+        if let Err(error) = self.store_config(&config) {
+            log::error!(
+                "failed to store configuration {}; it is used, but lost at a restart: {error}",
+                config.version
+            );
+        }
+        self.use_config(config);
+    }
+
+    fn store_config(&self, config: &AgentConfig) -> Result<(), DispatchError> {
+        let mut batch = self.store.batch();
+        batch.put(Space::Config, CONFIG_KEY.to_vec(), wire::config_to_bytes(config));
+        Ok(self.store.commit(batch)?)
+    }
+
+    /// Applies a configuration; what in it cannot be used is said, and the rest is used.
+    pub(super) fn use_config(&mut self, config: AgentConfig) {
+        let mut complaints = Vec::new();
+        self.window = config.maintenance.as_ref().and_then(|window| {
+            if window.start_utc.is_empty() && window.end_utc.is_empty() {
+                return None;
+            }
+            Window::parse(&window.start_utc, &window.end_utc)
+                .map_err(|error| {
+                    complaints.push(format!("maintenance window: {error}; no window is kept"));
+                })
+                .ok()
+        });
+        let level = match config.advanced.log_level.as_str() {
+            "" => self.log_level,
+            text => parse_log_level(text).unwrap_or_else(|| {
+                complaints.push(format!("unknown log level {text:?}"));
+                self.log_level
+            }),
+        };
+        logging::set_level(level);
+        if config.version != self.config.version {
+            log::info!(
+                "configuration {} with {} targets and {} jobs",
+                config.version,
+                config.targets.len(),
+                config.jobs.len()
+            );
+        }
+        self.config = config;
+        self.share();
+        for complaint in complaints {
+            self.tell(LogLevel::Warn, "", &complaint);
+        }
+    }
+
+    /// Says something in the log here and in the control plane's.
+    pub(super) fn tell(&mut self, level: LogLevel, job_id: &str, text: &str) {
+        match level {
+            LogLevel::Error => log::error!("{text}"),
+            LogLevel::Warn => log::warn!("{text}"),
+            LogLevel::Info | LogLevel::Debug | LogLevel::Trace => log::info!("{text}"),
+        }
+        let message = messages::log_event(level, job_id, text);
+        if let Err(error) = self.commit(Vec::new(), vec![message]) {
+            log::warn!("failed to queue a log event: {error}");
+        }
+    }
+
+    /// Drops what memory holds about a run that has ended.
+    pub(super) fn forget(&mut self, run_id: &str) {
+        self.pauses.remove(run_id);
+        self.slots.clear_progress(run_id);
+    }
+
+    pub(super) fn highwater_or_log(&self) {
+        if let Err(error) = self.save_highwater() {
+            log::error!("failed to write the high-water file: {error}");
+        }
+    }
+
+    pub(super) fn pause_until(&mut self, run_id: &str, until: Instant) {
+        self.pauses.insert(run_id.to_owned(), until);
+    }
+}

@@ -1,0 +1,101 @@
+//! What a start finds: runs that were interrupted, and runs that the store has lost.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::messages;
+use super::{Dispatch, DispatchError};
+use crate::clock::unix_ms;
+use crate::runs::state::{Outcome, Phase, Resume, Run};
+use crate::runs::table::Found;
+use crate::secret::SecretBytes;
+use crate::store::highwater::{Highwater, OpenRun};
+use crate::wire::LogLevel;
+
+impl Dispatch {
+    /// Settles everything that the last process left open.
+    pub(super) fn recover(&mut self) -> Result<(), DispatchError> {
+        if let Some(mark) = Highwater::load(&self.state_dir)? {
+            self.settle_lost(&mark)?;
+        }
+        self.resume_interrupted()?;
+        self.restore_pauses();
+        self.save_highwater()
+    }
+
+    /// The high-water file knows runs and entries that the store does not: the store went back in time.
+    fn settle_lost(&mut self, mark: &Highwater) -> Result<(), DispatchError> {
+        let mut known = BTreeSet::new();
+        for run in &mark.open_runs {
+            if self.table.find(&run.run_id)? != Found::Unknown {
+                known.insert(run.run_id.as_str());
+            }
+        }
+        let newest = self.outbox.last_entry_id();
+        let verdict = mark.compare(self.store.id(), newest, |run_id| known.contains(run_id));
+        if !verdict.is_alarm() {
+            return Ok(());
+        }
+        let lost: Vec<Run> = verdict.lost_runs.into_iter().map(lost_run).collect();
+        let text = format!(
+            "the store in {} {}: {} runs and {} queued messages are lost; the disk may be failing",
+            self.state_dir.display(),
+            if verdict.foreign { "is another one than before" } else { "went back in time" },
+            lost.len(),
+            mark.last_entry_id.saturating_sub(newest),
+        );
+        self.outbox.skip_to(mark.last_entry_id);
+        let messages = lost.iter().flat_map(messages::result).collect();
+        self.commit(lost, messages)?;
+        self.tell(LogLevel::Error, "", &text);
+        Ok(())
+    }
+
+    fn resume_interrupted(&mut self) -> Result<(), DispatchError> {
+        let now_ms = unix_ms();
+        let interrupted: Vec<Run> =
+            self.table.open().filter(|run| run.phase == Phase::Running).cloned().collect();
+        for run in interrupted {
+            match run.resume(now_ms) {
+                Resume::Again => {
+                    log::info!("run {} was interrupted and is started again", run.run_id);
+                    self.commit(vec![run.interrupted()], Vec::new())?;
+                }
+                Resume::End(outcome) => self.end_run(run, outcome, &[])?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A pause goes on after a restart, but never longer than it was: the clock may have moved.
+    fn restore_pauses(&mut self) {
+        let (now, now_ms) = (Instant::now(), unix_ms());
+        let pauses: Vec<(String, Duration)> = self
+            .table
+            .open()
+            .filter(|run| run.phase == Phase::Queued && run.not_before_ms > now_ms)
+            .map(|run| (run.run_id.clone(), self.longest_pause(&run.job_id), run.not_before_ms))
+            .map(|(run_id, longest, until)| {
+                (run_id, Duration::from_millis(until - now_ms).min(longest))
+            })
+            .collect();
+        for (run_id, pause) in pauses {
+            self.pause_until(&run_id, now + pause);
+        }
+    }
+
+    fn longest_pause(&self, job_id: &str) -> Duration {
+        let job = self.config.jobs.iter().find(|job| job.id == job_id);
+        let seconds = job.and_then(|job| job.retry.backoff_sec.iter().max()).copied().unwrap_or(0);
+        Duration::from_secs(u64::from(seconds))
+    }
+}
+
+/// The end of a run of which only the names are left.
+fn lost_run(run: OpenRun) -> Run {
+    let now_ms = unix_ms();
+    let run = Run::accept(run.run_id, run.job_id, false, None, SecretBytes::default(), now_ms);
+    let error = "state lost: the agent's store has forgotten this run; look at the disk of its \
+                 state directory";
+    run.end(Outcome::Failed { error: error.to_owned() }, now_ms)
+}

@@ -1,0 +1,162 @@
+//! Starting runs: asks [`admission`](super::admission), makes the start durable, then starts the thread.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::admission::{Waiting, admit};
+use super::messages;
+use super::{Dispatch, DispatchError, MAX_PARALLEL, Running, STORE_RETRY};
+use crate::clock::{Deadline, unix_ms};
+use crate::model::{Job, Target};
+use crate::runs::state::{Outcome, Phase, Run};
+use crate::runs::worker::{self, Attempt};
+use crate::thread::{Cancel, Why};
+
+impl Dispatch {
+    /// Starts what may start, ends what never can, and remembers when to look again.
+    pub(super) fn admit(&mut self) {
+        self.admit_at = None;
+        if self.stopping.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        let mut queued: Vec<&Run> =
+            self.table.open().filter(|run| run.phase == Phase::Queued).collect();
+        if queued.is_empty() {
+            return;
+        }
+        queued.sort_by_key(|run| (run.accepted_ms, &run.run_id));
+        let waiting: Vec<Waiting<'_>> = queued
+            .iter()
+            .map(|run| Waiting {
+                run_id: &run.run_id,
+                job_id: &run.job_id,
+                manual: run.manual,
+                pause: self.pause_left(run, now),
+                expires_at_ms: run.expires_at_ms(),
+            })
+            .collect();
+        let running: BTreeSet<&str> =
+            self.running.values().map(|running| running.job_id.as_str()).collect();
+        let parallel = usize::try_from(self.config.advanced.max_parallel_jobs)
+            .map_or(MAX_PARALLEL, |n| n.clamp(1, MAX_PARALLEL));
+        let admission = admit(&waiting, &running, parallel, self.window, unix_ms());
+        self.admit_at = admission.wake_in.map(|wait| now + wait);
+        for (run_id, reason) in admission.hopeless {
+            self.end_waiting(&run_id, reason);
+        }
+        for run_id in admission.start {
+            self.start(&run_id);
+        }
+    }
+
+    /// The pause of a run, or what is left of its timeout if that is less: it is then looked at again
+    /// and ended.
+    fn pause_left(&self, run: &Run, now: Instant) -> Duration {
+        let Some(until) = self.pauses.get(&run.run_id) else { return Duration::ZERO };
+        let pause = until.saturating_duration_since(now);
+        let job = self.config.jobs.iter().find(|job| job.id == run.job_id);
+        let timeout_ms = job.map_or(0, |job| u64::from(job.timeout_sec) * 1_000);
+        match run.timeout_left_ms(timeout_ms, unix_ms()) {
+            Some(left) => pause.min(Duration::from_millis(left)),
+            None => pause,
+        }
+    }
+
+    fn end_waiting(&mut self, run_id: &str, mut reason: String) {
+        let Some(run) = self.table.get_open(run_id).cloned() else { return };
+        if !run.last_error.is_empty() {
+            reason = format!("{reason}; the last attempt failed: {}", run.last_error);
+        }
+        if let Err(error) = self.end_run(run, Outcome::Failed { error: reason }, &[]) {
+            self.look_again_later(run_id, &error);
+        }
+    }
+
+    fn start(&mut self, run_id: &str) {
+        let Some(run) = self.table.get_open(run_id).cloned() else { return };
+        let found = match self.job_and_target(&run.job_id) {
+            Ok(found) => found,
+            Err(reason) => return self.end_waiting(run_id, reason),
+        };
+        let now_ms = unix_ms();
+        let timeout_ms = u64::from(found.0.timeout_sec) * 1_000;
+        let left = run.timeout_left_ms(timeout_ms, now_ms).map(Duration::from_millis);
+        if left.is_some_and(|left| left.is_zero()) {
+            let reason =
+                format!("the run did not finish within its timeout of {} s", timeout_ms / 1_000);
+            return self.end_waiting(run_id, reason);
+        }
+        let run = run.started(now_ms);
+        // Running is durable before anything is done, so that a crash finds it.
+        if let Err(error) = self.commit(vec![run.clone()], Vec::new()) {
+            return self.look_again_later(run_id, &error);
+        }
+        log::info!("run {run_id} of job {} starts, attempt {}", run.job_id, run.attempts);
+        if let Err(error) = self.spawn(run.clone(), found, left) {
+            log::error!("failed to start a thread for run {run_id}: {error}");
+            let outcome = worker::AttemptOutcome::Failed {
+                error: format!("failed to start a thread: {error}"),
+                retry: true,
+            };
+            let warnings = Vec::new();
+            self.on_report(worker::Report { run_id: run_id.to_owned(), outcome, warnings });
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        run: Run,
+        (job, target): (Job, Target),
+        left: Option<Duration>,
+    ) -> std::io::Result<()> {
+        let cancel = Cancel::new()?;
+        if run.cancel_requested {
+            cancel.cancel(Why::Requested);
+        }
+        let name = format!("run-{}", self.next_name);
+        self.next_name += 1;
+        let run_id = run.run_id.clone();
+        let running = Running {
+            job_id: run.job_id.clone(),
+            cancel: cancel.clone(),
+            deadline: left.map(|left| Instant::now() + left),
+            thread: worker::start(
+                &name,
+                self.workshop.clone(),
+                Attempt { run, job, target, deadline: left.map(Deadline::after) },
+                cancel,
+                self.on_progress.clone(),
+                self.reports.0.clone(),
+            )?,
+        };
+        self.running.insert(run_id, running);
+        self.share();
+        Ok(())
+    }
+
+    fn job_and_target(&self, job_id: &str) -> Result<(Job, Target), String> {
+        let job =
+            self.config.jobs.iter().find(|job| job.id == job_id).ok_or_else(|| {
+                format!("job {job_id:?} is no longer in this agent's configuration")
+            })?;
+        let target =
+            self.config.targets.iter().find(|target| target.id == job.target_id).ok_or_else(
+                || format!("target {:?} of job {job_id:?} is not configured", job.target_id),
+            )?;
+        Ok((job.clone(), target.clone()))
+    }
+
+    fn look_again_later(&mut self, run_id: &str, error: &DispatchError) {
+        log::error!(
+            "failed to store the state of run {run_id}; trying again in {} s: {error}",
+            STORE_RETRY.as_secs()
+        );
+        self.pause_until(run_id, Instant::now() + STORE_RETRY);
+        if let Some(run) = self.table.get_open(run_id) {
+            self.slots.put_progress(run_id, messages::standing(run));
+        }
+        let at = Instant::now() + STORE_RETRY;
+        self.admit_at = Some(self.admit_at.map_or(at, |other| other.min(at)));
+    }
+}

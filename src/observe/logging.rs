@@ -1,0 +1,71 @@
+//! The log: one line per record on stderr, redacted, with a level that can change while we run.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::panic;
+
+use log::LevelFilter;
+
+use crate::redact::clean;
+
+/// Starts logging to stderr at `level`. Call it once; a second call changes only the level.
+pub fn init(level: LevelFilter) {
+    // Under systemd the journal has its own clock.
+    let with_time = std::env::var_os("JOURNAL_STREAM").is_none();
+    let logger = env_logger::Builder::new()
+        .filter_level(LevelFilter::Trace)
+        .format(move |out, record| {
+            let mut line = String::new();
+            if with_time {
+                let _ = write!(line, "{} ", out.timestamp_seconds());
+            }
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or("?");
+            let _ = write!(line, "{:<5} [{name}] ", record.level());
+            line.push_str(&clean(&record.args().to_string()));
+            writeln!(out, "{line}")
+        })
+        .build();
+    let logger = Filter(logger);
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        panic::set_hook(Box::new(log_panic));
+    }
+    set_level(level);
+}
+
+/// Changes the level of a running process.
+pub fn set_level(level: LevelFilter) {
+    log::set_max_level(level);
+}
+
+/// Libraries speak only from warnings on, unless everything was asked for: their debug output is about
+/// their insides, and rustls' trace output is not ours to vouch for.
+struct Filter(env_logger::Logger);
+
+impl log::Log for Filter {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        let ours = metadata.target().starts_with("backupy");
+        ours || metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+fn log_panic(info: &panic::PanicHookInfo<'_>) {
+    let text = info
+        .payload()
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| info.payload().downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    let place = info.location().map(ToString::to_string).unwrap_or_default();
+    log::error!("panic at {place}: {text} (this is a defect, please report it)");
+}

@@ -1,0 +1,248 @@
+//! Carries out one attempt of a run on its own thread and reports how it ended.
+//!
+//! A worker knows nothing of the link, the outbox or the table: it gets values and sends one [`Report`],
+//! also when it panics.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::Sender;
+
+use super::state::{Run, Stored};
+use crate::artifact::DataKey;
+use crate::clock::{Deadline, unix_ms};
+use crate::config::{HostPolicy, PipelineLimits};
+use crate::drivers;
+use crate::model::{Compression, Job, Progress, Target, UploadCreds};
+use crate::pipeline::{self, Uploader};
+use crate::redact::clean;
+use crate::thread::{self, Cancel, Why};
+
+/// What every attempt needs from the host.
+#[derive(Debug)]
+pub struct Workshop {
+    /// How far a configuration may reach.
+    pub policy: HostPolicy,
+    /// Sizes and times.
+    pub limits: PipelineLimits,
+    /// Holds spool files.
+    pub state_dir: PathBuf,
+    /// Holds secret files and snapshots; swept at start.
+    pub work_dir: PathBuf,
+    /// Sends artifacts.
+    pub uploader: Uploader,
+}
+
+/// One attempt to carry out.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The run, already started.
+    pub run: Run,
+    /// Its job as configured now.
+    pub job: Job,
+    /// The job's target.
+    pub target: Target,
+    /// When the run's timeout passes.
+    pub deadline: Option<Deadline>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    /// The store answered 2xx for exactly the bytes that were hashed.
+    Stored(Stored),
+    /// It failed.
+    Failed {
+        /// Why, without secrets.
+        error: String,
+        /// Whether another attempt may succeed with nobody changing anything.
+        retry: bool,
+    },
+    /// It was told to stop.
+    Stopped(Why),
+}
+
+/// The one report of an attempt.
+#[derive(Debug)]
+pub struct Report {
+    /// The run.
+    pub run_id: String,
+    /// How it ended.
+    pub outcome: AttemptOutcome,
+    /// Things to tell that did not fail it.
+    pub warnings: Vec<String>,
+}
+
+/// Told about progress, with run and job; called on the run's threads.
+pub type OnProgress = Arc<dyn Fn(&str, &str, Progress) + Send + Sync>;
+
+/// What a run needs and a job says, put together and checked.
+#[derive(Debug)]
+pub struct Plan {
+    /// How the dump is compressed.
+    pub compression: Compression,
+    /// The key it is sealed with.
+    pub key: Option<DataKey>,
+    /// Where it goes.
+    pub creds: UploadCreds,
+}
+
+impl Plan {
+    /// Checks everything that can be known before the database is touched. Pure.
+    ///
+    /// # Errors
+    /// The reason for which the run must fail; no retry can help.
+    pub fn new(run: &Run, job: &Job) -> Result<Self, String> {
+        let compression = Compression::parse(&job.compression).ok_or_else(|| {
+            format!("unknown compression {:?}: expected zstd, gzip or none", job.compression)
+        })?;
+        if !job.pre_hooks.is_empty() || !job.post_hooks.is_empty() {
+            return Err("this version does not run hooks, and a backup without its hooks may be \
+                        inconsistent; remove them from the job or update the agent"
+                .to_owned());
+        }
+        let key = match run.data_key.expose() {
+            [] if job.encryption_enabled => {
+                return Err(
+                    "the job asks for encryption but the run came without a data key".to_owned()
+                );
+            }
+            [] => None,
+            bytes => Some(DataKey::from_bytes(bytes).map_err(|error| error.to_string())?),
+        };
+        let creds = run
+            .creds
+            .clone()
+            .filter(|creds| !creds.put_url.is_empty())
+            .ok_or("the run came without an upload URL")?;
+        Ok(Self { compression, key, creds })
+    }
+}
+
+/// Starts the attempt on a thread called `name`. The report arrives on `reports` exactly once.
+///
+/// # Errors
+/// When the system refuses the thread.
+pub fn start(
+    name: &str,
+    workshop: Arc<Workshop>,
+    attempt: Attempt,
+    cancel: Cancel,
+    on_progress: OnProgress,
+    reports: Sender<Report>,
+) -> io::Result<JoinHandle<()>> {
+    thread::spawn(name, move || {
+        let run_id = attempt.run.run_id.clone();
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            carry_out(&workshop, &attempt, &cancel, &on_progress)
+        }));
+        let (outcome, warnings) = result.unwrap_or_else(|_| {
+            let error = "internal error: the run panicked; the agent's log has the details";
+            (AttemptOutcome::Failed { error: error.to_owned(), retry: false }, Vec::new())
+        });
+        if reports.send(Report { run_id: run_id.clone(), outcome, warnings }).is_err() {
+            log::warn!("run {run_id} ended after dispatch; it is resumed at the next start");
+        }
+    })
+}
+
+fn carry_out(
+    workshop: &Workshop,
+    attempt: &Attempt,
+    cancel: &Cancel,
+    on_progress: &OnProgress,
+) -> (AttemptOutcome, Vec<String>) {
+    let run = &attempt.run;
+    let permanent =
+        |error: String| (AttemptOutcome::Failed { error: clean(&error), retry: false }, Vec::new());
+    let plan = match Plan::new(run, &attempt.job) {
+        Ok(plan) => plan,
+        Err(error) => return permanent(error),
+    };
+    let driver = match drivers::for_target(&attempt.target, &workshop.policy) {
+        Ok(driver) => driver,
+        Err(error) => return permanent(error.to_string()),
+    };
+    let progress = |progress: Progress| on_progress(&run.run_id, &run.job_id, progress);
+    let result = pipeline::back_up(pipeline::Order {
+        driver,
+        compression: plan.compression,
+        key: plan.key,
+        creds: &plan.creds,
+        upload: &workshop.uploader,
+        policy: &workshop.policy,
+        limits: &workshop.limits,
+        state_dir: &workshop.state_dir,
+        work_dir: &workshop.work_dir,
+        deadline: attempt.deadline,
+        cancel,
+        progress: &progress,
+    });
+    match result {
+        Ok(outcome) => {
+            let started = run.first_started_ms.unwrap_or(run.accepted_ms);
+            let stored = Stored {
+                object_key: plan.creds.object_key,
+                size_bytes: outcome.size_bytes,
+                sha256: hex(&outcome.sha256),
+                duration_ms: unix_ms().saturating_sub(started),
+                compression: outcome.compression,
+                engine_version: outcome.engine_version,
+            };
+            (AttemptOutcome::Stored(stored), outcome.warnings)
+        }
+        Err(error) => match cancel.why() {
+            Some(why) => (AttemptOutcome::Stopped(why), Vec::new()),
+            None => {
+                let outcome = AttemptOutcome::Failed {
+                    error: clean(&error.to_string()),
+                    retry: error.retry(),
+                };
+                (outcome, Vec::new())
+            }
+        },
+    }
+}
+
+/// Lower-case hex.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::{Secret, SecretBytes};
+
+    fn run(key: &[u8], url: &str) -> Run {
+        let creds =
+            UploadCreds { put_url: Secret::new(url), expires_at_ms: 0, object_key: "o".into() };
+        Run::accept("r".into(), "j".into(), false, Some(creds), SecretBytes::new(key), 0)
+    }
+
+    #[test]
+    fn a_plan_refuses_what_cannot_work() {
+        let job = Job::default();
+        let good = run(&[7; 32], "https://s/o");
+        assert!(Plan::new(&good, &job).unwrap().key.is_some());
+        assert!(Plan::new(&run(&[], "https://s/o"), &job).unwrap().key.is_none());
+        let refused = |run: &Run, job: &Job| Plan::new(run, job).unwrap_err();
+        assert!(refused(&run(&[7; 31], "https://s/o"), &job).contains("32"));
+        assert!(refused(&run(&[7; 32], ""), &job).contains("upload URL"));
+        let no_creds = Run { creds: None, ..good.clone() };
+        assert!(refused(&no_creds, &job).contains("upload URL"));
+        let encrypted = Job { encryption_enabled: true, ..Job::default() };
+        assert!(refused(&run(&[], "https://s/o"), &encrypted).contains("data key"));
+        let lz4 = Job { compression: "lz4".into(), ..Job::default() };
+        assert!(refused(&good, &lz4).contains("lz4"));
+        let hooks = Job { pre_hooks: vec!["true".into()], ..Job::default() };
+        assert!(refused(&good, &hooks).contains("hooks"));
+    }
+}

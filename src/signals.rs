@@ -1,0 +1,40 @@
+//! SIGTERM, SIGINT and SIGHUP as values. The first request to stop cancels a token, the second exits.
+
+use std::io;
+use std::process;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::exit::Exit;
+use crate::thread::{self, Cancel, Why};
+
+/// Called on the signal thread at every SIGHUP.
+pub type OnHangUp = Box<dyn Fn() + Send>;
+
+/// Starts the thread `signals`. It lives as long as the process. Without `on_hang_up`, SIGHUP is ignored
+/// with a line in the log, so that a closed terminal or a habit of reloading does not end backups.
+///
+/// # Errors
+/// When the handlers or the thread cannot be set up.
+pub fn listen(on_hang_up: Option<OnHangUp>) -> io::Result<Cancel> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let stop = Cancel::new()?;
+    let token = stop.clone();
+    thread::spawn("signals", move || {
+        for signal in signals.forever() {
+            match (signal, &on_hang_up) {
+                (SIGHUP, Some(reload)) => reload(),
+                (SIGHUP, None) => log::info!("SIGHUP: nothing to read again"),
+                _ if token.cancel(Why::Shutdown) => {
+                    log::info!("stopping; a second signal ends the process at once");
+                }
+                _ => {
+                    log::warn!("second signal: leaving at once");
+                    process::exit(Exit::Forced.code().into());
+                }
+            }
+        }
+    })?;
+    Ok(stop)
+}

@@ -1,0 +1,207 @@
+//! Opening a directory: look, lock, look again, open, prove that it is ours.
+
+use std::fs::DirBuilder;
+use std::ops::Bound;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Mutex, RwLock};
+
+use super::engine::{Engine, EngineError, Op};
+use super::files::{self, Ballast, Lock, Marker};
+use super::seal::{self, Sealer, StoreKey, UnwrapError};
+use super::{COMPACT_BYTES, Inner, Space, StoreError, StoreKeys, Writer, check};
+
+/// Layout of marker and records.
+const SCHEMA: u32 = 1;
+
+const KEY_RECORD: &[u8] = b"store/key";
+const IDENTITY_RECORD: &[u8] = b"store/identity";
+
+/// What the store knows about itself, sealed like everything else.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Identity {
+    schema: u32,
+    store_id: String,
+}
+
+/// See [`super::Store::open`].
+pub fn open(dir: &Path, spaces: &[Space], keys: &StoreKeys) -> Result<Inner, StoreError> {
+    files::prepare_dir(dir)?;
+    let lock = Lock::acquire(dir)?;
+    let marker = Marker::load(dir)?;
+    if let Some(marker) = marker.as_ref().filter(|marker| marker.schema > SCHEMA) {
+        return Err(StoreError::TooNew { dir: dir.to_owned(), found: marker.schema });
+    }
+    check::before_open(dir, marker.as_ref())?;
+    check::mark_open(dir)?;
+    let mut ballast = Ballast::new(dir);
+    let spaces = with_meta(spaces);
+    let engine = open_engine(dir, &spaces, &mut ballast)?;
+    let opened = prove(dir, &engine, &spaces, keys, marker);
+    let (marker, sealer) = match opened {
+        Ok(opened) => opened,
+        Err(e) => {
+            engine.close();
+            return Err(e);
+        }
+    };
+    ballast.restore();
+    let journal_bytes = check::journal_files(&dir.join(files::DATABASE))?
+        .iter()
+        .map(|(_, path)| files::disk_bytes(path))
+        .sum();
+    Ok(Inner {
+        dir: dir.to_owned(),
+        spaces,
+        marker,
+        sealer,
+        engine: RwLock::new(Some(engine)),
+        writer: Mutex::new(Writer {
+            lock: Some(lock),
+            ballast,
+            journal_bytes,
+            compact_at: COMPACT_BYTES,
+        }),
+    })
+}
+
+fn with_meta(spaces: &[Space]) -> Vec<Space> {
+    let mut all = vec![Space::Meta];
+    for &space in spaces {
+        if !all.contains(&space) {
+            all.push(space);
+        }
+    }
+    all
+}
+
+fn open_engine(dir: &Path, spaces: &[Space], ballast: &mut Ballast) -> Result<Engine, StoreError> {
+    let path = dir.join(files::DATABASE);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&path)
+        .map_err(|e| StoreError::unusable(&path, "create", e))?;
+    let opened = match Engine::open(&path, spaces) {
+        Err(EngineError::Full) if ballast.give_up() => Engine::open(&path, spaces),
+        opened => opened,
+    };
+    opened.map_err(|e| error(dir, e))
+}
+
+/// Finds the store key and compares what the store says about itself with the marker; makes both for a new store.
+fn prove(
+    dir: &Path,
+    engine: &Engine,
+    spaces: &[Space],
+    keys: &StoreKeys,
+    marker: Option<Marker>,
+) -> Result<(Marker, Sealer), StoreError> {
+    let key_record = engine.get(Space::Meta, KEY_RECORD).map_err(|e| error(dir, e))?;
+    let sealer = match &key_record {
+        Some(record) => unwrap(dir, engine, record, keys)?,
+        None => create(dir, engine, spaces, keys, marker.as_ref())?,
+    };
+    let identity = identity(dir, engine, &sealer)?;
+    if identity.schema > SCHEMA {
+        return Err(StoreError::TooNew { dir: dir.to_owned(), found: identity.schema });
+    }
+    if marker.as_ref().is_some_and(|marker| marker.store_id != identity.store_id) {
+        return Err(StoreError::damaged(
+            dir,
+            format!("the database is not the one that {} describes", files::MARKER),
+        ));
+    }
+    let mut wanted = Marker {
+        schema: SCHEMA,
+        store_id: identity.store_id,
+        spaces: marker.as_ref().map(|marker| marker.spaces.clone()).unwrap_or_default(),
+    };
+    wanted.spaces.extend(engine.numbers().map(|(space, n)| (space.name().to_owned(), n)));
+    if marker.as_ref() != Some(&wanted) {
+        wanted.save(dir)?;
+    }
+    Ok((wanted, sealer))
+}
+
+fn unwrap(
+    dir: &Path,
+    engine: &Engine,
+    record: &[u8],
+    keys: &StoreKeys,
+) -> Result<Sealer, StoreError> {
+    let damaged = || StoreError::damaged(dir, "the record of its key is not what was written");
+    let key = match StoreKey::unwrap(record, &keys.current) {
+        Ok(key) => key,
+        Err(UnwrapError::Damaged) => return Err(damaged()),
+        Err(UnwrapError::WrongKey) => {
+            let wrong = || StoreError::WrongKey { dir: dir.to_owned() };
+            let previous = keys.previous.as_ref().ok_or_else(wrong)?;
+            let key = StoreKey::unwrap(record, previous).map_err(|_| wrong())?;
+            let record = key.wrap(&keys.current).map_err(|_| random(dir))?;
+            put(dir, engine, vec![(KEY_RECORD, record)])?;
+            log::info!("the state in {} belongs to the new agent key now", dir.display());
+            key
+        }
+    };
+    key.sealer().map_err(|_| random(dir))
+}
+
+/// A new store: only where there is no trace of an old one.
+fn create(
+    dir: &Path,
+    engine: &Engine,
+    spaces: &[Space],
+    keys: &StoreKeys,
+    marker: Option<&Marker>,
+) -> Result<Sealer, StoreError> {
+    for &space in spaces {
+        let page = engine.page(space, Bound::Unbounded, 1, 1).map_err(|e| error(dir, e))?;
+        if marker.is_some() || !page.is_empty() {
+            return Err(StoreError::damaged(dir, "the record of its key is gone"));
+        }
+    }
+    let key = StoreKey::generate().map_err(|_| random(dir))?;
+    let sealer = key.sealer().map_err(|_| random(dir))?;
+    let mut id = [0u8; 16];
+    seal::fill(&mut id).map_err(|_| random(dir))?;
+    let identity = Identity { schema: SCHEMA, store_id: hex(&id) };
+    let identity = serde_json::to_vec(&identity).unwrap_or_default();
+    let identity =
+        sealer.seal(Space::Meta.name(), IDENTITY_RECORD, &identity).map_err(|_| random(dir))?;
+    let wrapped = key.wrap(&keys.current).map_err(|_| random(dir))?;
+    put(dir, engine, vec![(KEY_RECORD, wrapped), (IDENTITY_RECORD, identity)])?;
+    Ok(sealer)
+}
+
+fn identity(dir: &Path, engine: &Engine, sealer: &Sealer) -> Result<Identity, StoreError> {
+    let damaged = || StoreError::damaged(dir, "the record of its identity is gone or changed");
+    let record = engine.get(Space::Meta, IDENTITY_RECORD).map_err(|e| error(dir, e))?;
+    let record = record.ok_or_else(damaged)?;
+    let bytes = sealer.open(Space::Meta.name(), IDENTITY_RECORD, &record).ok_or_else(damaged)?;
+    serde_json::from_slice(&bytes).map_err(|_| damaged())
+}
+
+fn put(dir: &Path, engine: &Engine, records: Vec<(&[u8], Vec<u8>)>) -> Result<(), StoreError> {
+    let ops: Vec<_> =
+        records.into_iter().map(|(key, value)| Op::Put(Space::Meta, key.to_vec(), value)).collect();
+    engine.commit(&ops).map_err(|e| error(dir, e))
+}
+
+fn random(dir: &Path) -> StoreError {
+    StoreError::Failed { dir: dir.to_owned(), what: "the system gave no random numbers".to_owned() }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The engine's error as the store's.
+pub fn error(dir: &Path, error: EngineError) -> StoreError {
+    match error {
+        EngineError::Full => StoreError::Full { dir: dir.to_owned() },
+        EngineError::Locked => StoreError::Locked { dir: dir.to_owned(), pid: 0 },
+        EngineError::Damaged(what) => StoreError::damaged(dir, what),
+        EngineError::Failed(what) => StoreError::Failed { dir: dir.to_owned(), what },
+    }
+}
