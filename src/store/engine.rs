@@ -75,6 +75,9 @@ impl std::fmt::Display for EngineError {
     }
 }
 
+/// Keys and sealed values, in order.
+pub type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// One operation of a batch, sealed.
 pub enum Op {
     /// Write.
@@ -146,7 +149,7 @@ impl Engine {
         from: Bound<&[u8]>,
         records: usize,
         bytes: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, EngineError> {
+    ) -> Result<Records, EngineError> {
         let (mut page, mut size) = (Vec::new(), 0);
         for guard in self.keyspace(space)?.range::<&[u8], _>((from, Bound::Unbounded)) {
             let (key, value) = guard.into_inner()?;

@@ -94,7 +94,7 @@ impl StoreError {
         Self::Unusable { path: path.to_owned(), action, source }
     }
 
-    pub(super) fn damaged(dir: &Path, what: impl Into<String>) -> Self {
+    pub(crate) fn damaged(dir: &Path, what: impl Into<String>) -> Self {
         Self::Damaged { dir: dir.to_owned(), what: what.into() }
     }
 }
