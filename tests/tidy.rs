@@ -27,6 +27,12 @@ const LAYERS: &[&[&str]] = &[
 /// The only users of the generated types.
 const WIRE_USERS: &[&str] = &["wire", "outbox", "link", "dispatch", "agent", "control"];
 
+/// Who may wait by looking again, and why nothing can wake it instead.
+const MAY_SLEEP: &[(&str, &str)] = &[
+    ("store/engine.rs", "fjall tells nobody when it has written its tables; bounded by a deadline"),
+    ("store/files.rs", "another process is about to write its pid into the lock file; 200 ms"),
+];
+
 const MAX_LINES: usize = 700;
 
 fn root() -> PathBuf {
@@ -153,12 +159,14 @@ fn files_stay_readable() {
 
 #[test]
 fn nothing_sleeps_or_waits_to_be_written() {
-    let words = [concat!("thread::", "sleep"), concat!("to", "do!("), concat!("unimple", "mented!(")];
-    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")];
+    let sleep = concat!("thread::", "sleep");
+    let words = ["to\u{64}o!(", "unimple\u{6d}ented!(", "TO\u{44}O", "FIX\u{4d}E", "XX\u{58}:"];
     let mut wrong = Vec::new();
     for (path, text) in sources() {
+        let may_sleep = MAY_SLEEP.iter().any(|(file, _)| path.ends_with(file));
         for (number, line) in text.lines().enumerate() {
-            if words.iter().chain(&marks).any(|word| line.contains(word)) {
+            let asleep = line.contains(sleep) && !may_sleep;
+            if asleep || words.iter().any(|word| line.contains(word)) {
                 wrong.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
             }
         }
