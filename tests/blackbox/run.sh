@@ -3,12 +3,12 @@
 #   tests/blackbox/run.sh -k sqlite
 #   BACKUPY_SLOW=1 tests/blackbox/run.sh          also those that take minutes or gigabytes
 set -euo pipefail
-cd "$(dirname "$0")"
-root=$(cd ../.. && pwd)
-target=${CARGO_TARGET_DIR:-$root/target}
-export BACKUPY_BIN=${BACKUPY_BIN:-$target/release/backupy}
-BACKUPY_BIN=$(readlink -f "$BACKUPY_BIN") || true
-[ -x "$BACKUPY_BIN" ] || { echo "no agent at ${BACKUPY_BIN:-\$BACKUPY_BIN}: cargo build --release" >&2; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd)
+target=$(realpath -m "${CARGO_TARGET_DIR:-$here/../../target}")
+BACKUPY_BIN=$(realpath -m "${BACKUPY_BIN:-$target/release/backupy}")
+export BACKUPY_BIN
+[ -x "$BACKUPY_BIN" ] || { echo "no agent at $BACKUPY_BIN: cargo build --release" >&2; exit 2; }
+cd "$here"
 
 venv=$target/blackbox-venv
 if ! cmp -s requirements.txt "$venv/requirements.txt"; then

@@ -112,6 +112,7 @@ class Agent:
             env=clean_environment(**{**self.env, **env}),
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=timeout,
             stdin=subprocess.DEVNULL,
             cwd=self.directory,

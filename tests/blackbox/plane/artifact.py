@@ -75,7 +75,7 @@ def seal(plain, key, frame_size=FRAME):
 def compress(data, compression):
     """`zstd`, `gzip` or `none`."""
     if compression == "zstd":
-        return zstandard.ZstdCompressor().compress(data)
+        return zstandard.ZstdCompressor(write_checksum=True).compress(data)
     return gzip.compress(data) if compression == "gzip" else data
 
 
