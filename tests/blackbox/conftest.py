@@ -76,7 +76,8 @@ class Lab:
             plane.check()
             secrets |= {plane.key[10:], *plane.objects.signatures}
             for key in plane.keys.values():
-                secrets |= {key, key.hex()}
+                # A key of a few bytes, which some tests send, is found anywhere.
+                secrets |= {key, key.hex()} if len(key) >= 16 else set()
         for agent in self.agents:
             found = agents.find_secrets(agent.directory, secrets)
             assert not found, found

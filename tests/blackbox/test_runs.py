@@ -438,7 +438,7 @@ def test_link_loss_does_not_touch_a_run(lab):
         plane.session(after=number).cut(reset=True)
     session = plane.session(after=2)
     assert put.ended == 0, "the upload goes on"
-    beat = next(r for r in session.received if r.kind == "heartbeat")
+    beat = plane.wait(lambda: next((r for r in session.received if r.kind == "heartbeat"), None), 5)
     assert beat.body["active_job_ids"] == ["job0"]
     plane.objects.release()
     plane.wait_success("r1")

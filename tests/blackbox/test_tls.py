@@ -88,7 +88,7 @@ class Proxy:
                 sock.sendall(b"HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n")
                 return
             host, _, port = target.rpartition(":")
-            host = "127.0.0.1" if host == "plane.example" else host
+            host = "127.0.0.1" if host.endswith(".example") else host
             upstream = socket.create_connection((host, int(port)))
             sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             threading.Thread(target=self._copy, args=(upstream, sock), daemon=True).start()
@@ -110,8 +110,9 @@ class Proxy:
 
 def test_proxy(lab):
     """The proxy resolves the name: the agent itself could not."""
-    context, _ = lab.authority.server(hosts=["plane.example", "127.0.0.1"])
+    context, _ = lab.authority.server(hosts=["plane.example", "store.example"])
     plane = lab.plane(context=context, store_context=context)
+    plane.objects.host = "store.example"
     lab.sqlite(plane)
     proxy = Proxy(authorization="Basic dXNlcjpwJXNz")
     url = f"https://plane.example:{plane.port}"
@@ -122,7 +123,7 @@ def test_proxy(lab):
     assert proxy.asked == [f"plane.example:{plane.port}"]
     plane.run_backup("job0", "r1")
     plane.wait_success("r1")
-    assert proxy.asked[-1] == f"127.0.0.1:{plane.objects.port}", "uploads go through it too"
+    assert proxy.asked[-1] == f"store.example:{plane.objects.port}", "uploads go through it too"
 
 
 def test_no_proxy(lab):

@@ -57,6 +57,7 @@ class ObjectStore:
         self.faults = collections.deque()
         self.choose_fault = lambda key, number: None
         self.bytes_per_sec = 0
+        self.host = "127.0.0.1"
         self.puts = []
         self.committed = {}
         self.changed = threading.Condition()
@@ -68,15 +69,15 @@ class ObjectStore:
 
     # --- for tests
 
-    def presign(self, key, ttl_sec=600.0, host="127.0.0.1", secure=None):
+    def presign(self, key, ttl_sec=600.0):
         """(url, expires_at_ms)"""
         expires = int((time.time() + ttl_sec) * 1000)
         signature = self._sign(key, expires)
         self.signatures.add(signature)
-        scheme = "https" if (self.context if secure is None else secure) else "http"
+        scheme = "https" if self.context else "http"
         quoted = urllib.parse.quote(key)
         return (
-            f"{scheme}://{host}:{self.port}/bucket/{quoted}?X-Amz-Algorithm=AWS4-HMAC-SHA256"
+            f"{scheme}://{self.host}:{self.port}/bucket/{quoted}?X-Amz-Algorithm=AWS4-HMAC-SHA256"
             f"&X-Amz-Date={expires}&X-Amz-SignedHeaders=host&X-Amz-Signature={signature}",
             expires,
         )
