@@ -210,6 +210,10 @@ def test_names_that_are_paths(lab):
     for number, job in enumerate([j["id"] for j in plane.config["jobs"]]):
         run_id = f"../{number}/\n{job[:200]}"
         plane.run_backup(job, run_id, correlation_id=f"c{number}", object_key=f"k{number}")
-        plane.wait_terminal(run_id, 20)
+        answer = plane.wait_ack(f"c{number}")
+        if answer["accepted"]:
+            plane.wait_terminal(run_id, 20)
+        else:
+            assert len(job) > 200 and answer["reason"]
     assert agent.running
     assert not list(lab.directory.glob("*x"))

