@@ -27,7 +27,7 @@ use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::observe::dump::dump;
 use crate::observe::socket::{Handler, Reply, StatusSocket};
 use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
-use crate::pipeline::{UploadError, Uploader, UrlPolicy};
+use crate::pipeline::{self, Uploader, UrlPolicy};
 use crate::runs::worker::Workshop;
 use crate::secret::Secret;
 use crate::store::{Space, Store, StoreError, StoreKeys};
@@ -39,8 +39,6 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Commit it was built from, if the build said so.
 pub const COMMIT: Option<&str> = option_env!("BACKUPY_BUILD_COMMIT");
 
-/// The directory for secret files and snapshots inside the state directory.
-const WORK_DIR: &str = "work";
 /// Messages that wait between link and dispatch.
 const LINK_EVENTS: usize = 64;
 /// How long dispatch may take to answer before it counts as stuck.
@@ -92,8 +90,6 @@ pub enum AgentError {
     Outbox(OutboxError),
     /// The runs cannot be read.
     Dispatch(DispatchError),
-    /// The upload side cannot be set up.
-    Upload(UploadError),
     /// The system refused a thread, a socket or a descriptor.
     Io(&'static str, io::Error),
 }
@@ -110,7 +106,6 @@ impl fmt::Display for AgentError {
             AgentError::Store(error) => error.fmt(f),
             AgentError::Outbox(error) => error.fmt(f),
             AgentError::Dispatch(error) => error.fmt(f),
-            AgentError::Upload(error) => error.fmt(f),
             AgentError::Io(what, error) => write!(f, "failed to {what}: {error}"),
         }
     }
@@ -143,20 +138,19 @@ impl Agent {
         private_dir(&state_dir)?;
         let keys = StoreKeys { current: options.agent_key.clone(), previous: options.previous_key };
         let store = Store::open(&state_dir, &Space::AGENT, &keys).map_err(AgentError::Store)?;
-        let work_dir = state_dir.join(WORK_DIR);
-        private_dir(&work_dir)?;
-        drivers::sweep(&work_dir);
+        drivers::sweep(&pipeline::work_dir(&state_dir));
+        pipeline::sweep(&state_dir);
         let outbox =
             Outbox::open(store.clone(), OutboxLimits::default()).map_err(AgentError::Outbox)?;
-        let seq = SeqCounter::open(&store, unix_ms()).map_err(AgentError::Outbox)?;
+        let seq = SeqCounter::open(store.clone(), unix_ms()).map_err(AgentError::Store)?;
         let slots = Slots::new();
-        let uploader = Uploader::new(&options.tls, &options.proxy, options.uploads)
-            .map_err(AgentError::Upload)?;
+        let uploader = Uploader::new(options.tls.clone(), options.proxy.clone(), options.uploads);
+        let mut capabilities = vec![wire::DURABLE_ACKS.to_owned()];
+        capabilities.extend(drivers::capabilities(&options.policy).into_iter().map(str::to_owned));
         let workshop = Workshop {
             policy: options.policy,
             limits: options.limits,
             state_dir: state_dir.clone(),
-            work_dir,
             uploader,
         };
         let (link_events, received) = bounded(LINK_EVENTS);
@@ -194,7 +188,8 @@ impl Agent {
             tls: options.tls,
             proxy: options.proxy,
             timing: Timing::default(),
-            register: register(store.id().to_owned(), shared.clone()),
+            send_buffer_bytes: None,
+            register: register(store.id().to_owned(), shared.clone(), capabilities),
             heartbeat: heartbeat(shared, outbox.clone(), state_dir),
         };
         Ok(Self {
@@ -256,26 +251,21 @@ fn private_dir(path: &Path) -> Result<(), AgentError> {
     make().map_err(|error| AgentError::StateDir(path.to_owned(), error))
 }
 
-fn register(store_id: String, shared: Shared) -> Box<dyn Fn() -> wire::Register + Send + Sync> {
+fn register(
+    store_id: String,
+    shared: Shared,
+    capabilities: Vec<String>,
+) -> Box<dyn Fn() -> wire::Register + Send + Sync> {
     Box::new(move || wire::Register {
         agent_version: VERSION.to_owned(),
         hostname: crate::host::metrics::hostname(),
         os: "linux".to_owned(),
         arch: crate::host::metrics::arch().to_owned(),
         docker_version: String::new(),
-        capabilities: capabilities(),
+        capabilities: capabilities.clone(),
         last_known_config_version: shared.config_version(),
         store_id: store_id.clone(),
     })
-}
-
-/// What is true on this host.
-fn capabilities() -> Vec<String> {
-    let mut capabilities = vec![wire::DURABLE_ACKS.to_owned(), "sqlite".to_owned()];
-    if drivers::has_pg_dump() {
-        capabilities.push("pg_dump".to_owned());
-    }
-    capabilities
 }
 
 fn heartbeat(
@@ -312,18 +302,20 @@ fn handler(
     let started = Instant::now();
     Arc::new(move |request, reply| {
         let status = || {
+            let without_session = link.without_session(Instant::now());
             let link = link.snapshot();
             json!({
                 "version": VERSION,
                 "pid": std::process::id(),
                 "uptime_sec": started.elapsed().as_secs(),
                 "state_dir": state_dir.display().to_string(),
-                "connected": link.connected,
-                "without_session_sec": link.without_session.map(|time| time.as_secs()),
-                "session_expected": started.elapsed() < SESSION_PATIENCE
-                    || link.without_session.is_none_or(|time| time < SESSION_PATIENCE),
+                "connected": link.connected_since_ms.is_some(),
+                "connected_since_ms": link.connected_since_ms,
+                "without_session_sec": without_session.map(|time| time.as_secs()),
+                "session_lost": without_session.is_some_and(|time| time >= SESSION_PATIENCE),
+                "key_refused": link.key_refused,
                 "last_link_error": link.last_error,
-                "reconnects": link.reconnects,
+                "sessions": link.sessions,
                 "dispatch": queries.snapshot(PROBE_TIMEOUT),
             })
         };

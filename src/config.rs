@@ -153,6 +153,14 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// What only other modules can judge, so that their problems are reported together with the rest.
+pub struct Checks<'a> {
+    /// Whether this is a control plane's URL, given whether plain text is allowed.
+    pub server_url: &'a dyn Fn(&str, bool) -> Result<(), String>,
+    /// Whether this file holds trust roots.
+    pub ca_file: &'a dyn Fn(&Path) -> Result<(), String>,
+}
+
 /// Reads one environment variable; a parameter so that tests need not touch the process's own.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -166,9 +174,15 @@ impl Config {
     ///
     /// # Errors
     /// Every problem found, each naming its variable and the expected form.
-    pub fn load(env: Env<'_>, flags: &Flags) -> Result<Self, ConfigError> {
+    pub fn load(env: Env<'_>, flags: &Flags, checks: &Checks<'_>) -> Result<Self, ConfigError> {
         let mut reader = Reader { env, problems: Vec::new() };
+        let allow_insecure = reader.flag("BACKUPY_DEV_ALLOW_INSECURE") || flags.allow_insecure;
         let server_url = reader.server_url(flags);
+        if !server_url.is_empty()
+            && let Err(why) = (checks.server_url)(&server_url, allow_insecure)
+        {
+            reader.problem(format!("BACKUPY_SERVER_URL: {why}"));
+        }
         let agent_key = reader.agent_key(flags);
         let host = HostConfig::read(&mut reader, flags, Trust::Remote);
         let previous_key = reader.previous_key();
@@ -176,7 +190,11 @@ impl Config {
             ca_file: reader.path("BACKUPY_CA_FILE", flags.ca_file.as_deref()),
             server_pins: reader.pins(flags.server_pin.as_deref()),
         };
-        let allow_insecure = reader.flag("BACKUPY_DEV_ALLOW_INSECURE") || flags.allow_insecure;
+        if let Some(path) = &tls.ca_file
+            && let Err(why) = (checks.ca_file)(path)
+        {
+            reader.problem(format!("BACKUPY_CA_FILE: {why}"));
+        }
         reader.finish(Self {
             server_url,
             agent_key,
@@ -464,11 +482,27 @@ mod tests {
 
     const KEY: &str = "bkpy_test_0123456789abcdefghijABCDEFGHIJ00";
 
+    const CHECKS: Checks<'_> = Checks {
+        server_url: &|url, _| if url.starts_with("https://") { Ok(()) } else { Err("bad".into()) },
+        ca_file: &|_| Err("unreadable".into()),
+    };
+
     fn load(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let env = |name: &str| {
             pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
-        Config::load(&env, &Flags::default())
+        Config::load(&env, &Flags::default(), &CHECKS)
+    }
+
+    #[test]
+    fn what_others_judge_is_reported_with_the_rest() {
+        let error = load(&[
+            ("BACKUPY_SERVER_URL", "ftp://x"),
+            ("BACKUPY_AGENT_KEY", "x"),
+            ("BACKUPY_CA_FILE", "/no/such.pem"),
+        ])
+        .unwrap_err();
+        assert_eq!(error.problems().len(), 3, "{error}");
     }
 
     #[test]
@@ -532,7 +566,7 @@ mod tests {
             allow_insecure: true,
             ..Flags::default()
         };
-        let config = Config::load(&env, &flags).unwrap();
+        let config = Config::load(&env, &flags, &CHECKS).unwrap();
         assert_eq!(config.server_url, "https://flag");
         assert_eq!(config.state_dir, Path::new("/s"));
         assert!(config.allow_insecure);

@@ -1,11 +1,14 @@
 //! `backupy`: the backup agent and its control plane.
 
+pub mod agent;
 pub mod artifact;
 pub mod calendar;
+pub mod cli;
 pub mod clock;
 pub mod config;
 #[cfg(feature = "control")]
 pub mod control;
+pub mod dispatch;
 pub mod drivers;
 pub mod exit;
 pub mod host;

@@ -1,3 +1,7 @@
 //! The `backupy` binary: parse, one call per subcommand, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    backupy::cli::main().into()
+}

@@ -48,19 +48,23 @@ pub fn decrypt(
     output: &mut dyn Write,
     options: Options,
 ) -> Result<Decrypted, DecryptError> {
-    let mut artifact = Hashing { input, context: Context::new(&SHA256), bytes: 0 };
-    let (bytes_out, compression) = match key {
+    let mut artifact = Hashing { input, context: Context::new(&SHA256), bytes: 0, broken: false };
+    let result = match key {
         Some(key) => {
             let mut opener = Opener::new(&mut artifact, key).map_err(DecryptError::Open)?;
             let result = unpack(&mut opener, output, options, true);
-            // The decompressor may have wrapped or replaced the error on its way out.
             match opener.failure() {
-                Some(error) => return Err(DecryptError::Open(error)),
-                None => result?,
+                Some(error) => Err(DecryptError::Open(error)),
+                None => result,
             }
         }
-        None => unpack(&mut artifact, output, options, false)?,
+        None => unpack(&mut artifact, output, options, false),
     };
+    // What went wrong below a decompressor comes out of it as if it were its own.
+    let (bytes_out, compression) = result.map_err(|error| match error {
+        DecryptError::Decompress { error, .. } if artifact.broken => DecryptError::Input(error),
+        other => other,
+    })?;
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(artifact.context.finish().as_ref());
     if let Some(expected) = options.expected_sha256
@@ -125,11 +129,15 @@ struct Hashing<R> {
     input: R,
     context: Context,
     bytes: u64,
+    /// The input itself failed.
+    broken: bool,
 }
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = self.input.read(out)?;
+        let count = self.input.read(out).inspect_err(|error| {
+            self.broken |= error.kind() != io::ErrorKind::Interrupted;
+        })?;
         self.context.update(&out[..count]);
         self.bytes += count as u64;
         Ok(count)

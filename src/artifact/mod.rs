@@ -28,6 +28,7 @@ pub(crate) use decrypt::hex;
 pub use decrypt::{DecryptError, Decrypted, Options, decrypt};
 pub use key::{DataKey, KeyFileError, KeyLengthError};
 pub use open::{OpenError, Opener};
+pub(crate) use seal::SEALED_CAPACITY;
 pub use seal::{END_MARKER, HEAD_BYTES, SealError, Sealer};
 pub use token::{Token, TokenError};
 pub use unpack::{Detected, MAX_ZSTD_WINDOW_LOG, detect};

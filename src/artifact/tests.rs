@@ -212,12 +212,27 @@ fn input_errors_are_passed_on() {
             Err(io::Error::other("cable"))
         }
     }
-    let artifact = seal_all(&key(), b"x");
-    let error =
-        decrypt(artifact[..9].chain(Broken), Some(&key()), &mut io::sink(), Options::default())
-            .unwrap_err();
-    assert!(matches!(error, DecryptError::Input(_)), "{error}");
-    assert!(error.retry() && error.to_string().contains("cable"));
+    for inside in [noise_packed(), b"plain".to_vec()] {
+        let artifact = seal_all(&key(), &inside);
+        let cut = artifact.len() - 9;
+        for (bytes, key) in [(&artifact[..cut], Some(key())), (&inside[..inside.len() - 2], None)] {
+            let mut out = io::sink();
+            let result = decrypt(bytes.chain(Broken), key.as_ref(), &mut out, Options::default());
+            let error = result.unwrap_err();
+            assert!(matches!(error, DecryptError::Input(_)), "{error}");
+            assert!(error.retry() && error.to_string().contains("cable"));
+        }
+    }
+}
+
+/// More than a frame after compression, so that the first frame is read within the decompressor.
+fn noise_packed() -> Vec<u8> {
+    let mut state = 1u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        u8::try_from(state >> 56).unwrap()
+    });
+    zstd(&noise.take(2 * FRAME_BYTES).collect::<Vec<_>>())
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -100,10 +100,10 @@ pub fn run_with(args: &DecryptArgs, streams: &mut Streams<'_>) -> Exit {
 
 fn summary(args: &DecryptArgs, done: &Decrypted) -> String {
     let sha256 = crate::artifact::hex(&done.sha256);
+    let output = if args.output == "-" { "standard output" } else { &args.output };
     let kept = if args.skip_decompress { ", left compressed" } else { "" };
     format!(
-        "{}: {} bytes (from {} bytes of artifact, {}{kept}, sha256 {sha256})",
-        args.output,
+        "{output}: {} bytes (from {} bytes of artifact, {}{kept}, sha256 {sha256})",
         done.bytes_out,
         done.bytes_in,
         done.compression.as_str()

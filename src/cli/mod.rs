@@ -35,6 +35,8 @@ enum Command {
 
 /// Parses the command line and does what it says.
 pub fn main() -> Exit {
+    // Everything that we write may hold secrets or somebody's data: for our own user only.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let args: Vec<String> = match std::env::args_os().map(|arg| arg.into_string()).collect() {
         Ok(args) => args,
         Err(arg) => {

@@ -3,12 +3,12 @@
 use argh::FromArgs;
 
 use crate::agent::{Agent, AgentError, AgentOptions};
-use crate::config::{Config, Flags, process_env};
+use crate::config::{Checks, Config, Flags, process_env};
 use crate::dispatch::DispatchError;
 use crate::exit::Exit;
 use crate::link::{ServerUrl, Transport};
+use crate::net::root_store;
 use crate::observe::logging;
-use crate::outbox::OutboxError;
 use crate::pipeline::UrlPolicy;
 use crate::signals;
 use crate::store::StoreError;
@@ -59,7 +59,13 @@ pub fn run(args: RunArgs) -> Exit {
         server_pin: args.server_pin,
         secrets_dir: args.secrets_dir,
     };
-    let config = match Config::load(&process_env, &flags) {
+    let checks = Checks {
+        server_url: &|url, insecure| {
+            ServerUrl::parse(url, insecure).map(drop).map_err(|error| error.to_string())
+        },
+        ca_file: &|path| root_store(Some(path)).map(drop).map_err(|error| error.to_string()),
+    };
+    let config = match Config::load(&process_env, &flags, &checks) {
         Ok(config) => config,
         Err(error) => {
             complain(error);
@@ -69,7 +75,7 @@ pub fn run(args: RunArgs) -> Exit {
     let url = match ServerUrl::parse(&config.server_url, config.allow_insecure) {
         Ok(url) => url,
         Err(error) => {
-            complain(format!("BACKUPY_SERVER_URL: {error}"));
+            complain(error);
             return Exit::Usage;
         }
     };
@@ -117,7 +123,6 @@ pub(crate) fn exit_for(error: &AgentError) -> Exit {
         AgentError::Store(StoreError::Locked { .. }) => Exit::Busy,
         AgentError::StateDir(..)
         | AgentError::Store(_)
-        | AgentError::Outbox(OutboxError::Store(_))
         | AgentError::Outbox(_)
         | AgentError::Dispatch(
             DispatchError::Table(_)
@@ -125,7 +130,6 @@ pub(crate) fn exit_for(error: &AgentError) -> Exit {
             | DispatchError::Outbox(_)
             | DispatchError::Config(_),
         ) => Exit::State,
-        AgentError::Upload(_) => Exit::Usage,
         AgentError::Io(..) => Exit::Internal,
     }
 }

@@ -68,7 +68,7 @@ pub fn health_check(args: &HealthCheckArgs) -> Exit {
         Err(exit) => return exit,
     };
     let mut problems = liveness(&status);
-    if !args.live && status["session_expected"] == Value::Bool(false) {
+    if !args.live && status["session_lost"] == Value::Bool(true) {
         problems.push(no_session(&status));
     }
     for problem in &problems {
@@ -124,7 +124,7 @@ fn liveness(status: &Value) -> Vec<String> {
 
 fn problems(status: &Value) -> Vec<String> {
     let mut problems = liveness(status);
-    if status["session_expected"] == Value::Bool(false) {
+    if status["session_lost"] == Value::Bool(true) {
         problems.push(no_session(status));
     }
     for job in status["dispatch"]["jobs"].as_array().into_iter().flatten() {
@@ -170,7 +170,7 @@ fn print_status(status: &Value) {
     } else {
         format!("not connected: {}", status["last_link_error"].as_str().unwrap_or("connecting"))
     };
-    println!("control plane: {link}, {} reconnects", number(&status["reconnects"]));
+    println!("control plane: {link}, {} sessions since the start", number(&status["sessions"]));
     println!(
         "configuration {}, {} queued messages, {} undelivered results",
         number(&dispatch["config_version"]),

@@ -17,8 +17,8 @@ use crate::store::{Space, Store};
 use crate::thread::Why;
 use crate::wire::{self, Ack, LogLevel, RunBackup, ServerMessage};
 
-/// Longest run_id and job_id that is accepted, in bytes; both become keys of the store.
-const MAX_ID_BYTES: usize = 256;
+/// Longest run_id and job_id that is accepted, in bytes: a thousand open runs stay in memory.
+const MAX_ID_BYTES: usize = 8 << 10;
 
 /// The configuration held in the store; the empty one at the first start.
 pub(super) fn load_config(store: &Store) -> Result<AgentConfig, DispatchError> {
@@ -78,7 +78,7 @@ impl Dispatch {
                 log::warn!("refused a command: {reason}");
                 self.acknowledge(Ack::refused(correlation_id, reason));
             }
-            Err(error) => self.not_durable(correlation_id, &error),
+            Err(error) => self.not_durable(&error),
         }
     }
 
@@ -89,14 +89,10 @@ impl Dispatch {
         }
     }
 
-    /// The command could not be stored, so neither can its answer: the refusal goes out at once or not
-    /// at all, and the control plane repeats a command that was not answered.
-    fn not_durable(&mut self, correlation_id: String, error: &DispatchError) {
-        log::error!("failed to store a command: {error}");
-        if !correlation_id.is_empty() {
-            let reason = format!("the agent cannot store the command: {error}");
-            self.slots.put_ack(Ack::refused(correlation_id, reason));
-        }
+    /// The command could not be stored, so neither can its answer: the control plane repeats a command
+    /// that nobody answered.
+    fn not_durable(&self, error: &DispatchError) {
+        log::error!("failed to store a command, so it is not answered: {error}");
     }
 
     /// `Ok(Err(reason))` is a refusal.
@@ -163,6 +159,9 @@ impl Dispatch {
     /// under way.
     fn refresh(&mut self, mut run: Run, command: RunBackup) -> Result<(), DispatchError> {
         if let Some(creds) = command.upload_creds.filter(|creds| !creds.put_url.is_empty()) {
+            if let Some(running) = self.running.get(&run.run_id) {
+                running.creds.set(creds.clone());
+            }
             run.creds = Some(creds);
         }
         if run.phase == Phase::Queued && !command.encrypted_dek.is_empty() {
@@ -200,9 +199,9 @@ impl Dispatch {
         log::info!("cancel of job {job_id}: {} runs", runs.len());
         let ended: Vec<String> =
             runs.iter().filter(|run| run.ended().is_some()).map(|run| run.run_id.clone()).collect();
-        messages.extend(messages::ack(Ack::ok(correlation_id.clone())));
+        messages.extend(messages::ack(Ack::ok(correlation_id)));
         if let Err(error) = self.commit(runs, messages) {
-            return self.not_durable(correlation_id, &error);
+            return self.not_durable(&error);
         }
         for run_id in ended {
             self.forget(&run_id);

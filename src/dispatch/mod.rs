@@ -31,7 +31,7 @@ use crate::model::AgentConfig;
 use crate::outbox::{Message, Outbox, OutboxError};
 use crate::runs::state::Run;
 use crate::runs::table::{Table, TableError};
-use crate::runs::worker::{OnProgress, Report, Workshop};
+use crate::runs::worker::{CredsCell, OnProgress, Report, Workshop};
 use crate::store::highwater::{Highwater, OpenRun};
 use crate::store::{Batch, Store, StoreError};
 use crate::thread::{Cancel, Why};
@@ -198,6 +198,7 @@ pub struct Dispatch {
 struct Running {
     job_id: String,
     cancel: Cancel,
+    creds: CredsCell,
     thread: JoinHandle<()>,
     deadline: Option<Instant>,
 }

@@ -12,11 +12,18 @@ use crate::secret::SecretBytes;
 use crate::store::highwater::{Highwater, OpenRun};
 use crate::wire::LogLevel;
 
+/// Room for a million entries in every millisecond since 1970: ids outrun what any process handed out.
+const ENTRY_IDS_PER_MS_BITS: u32 = 20;
+
 impl Dispatch {
     /// Settles everything that the last process left open.
     pub(super) fn recover(&mut self) -> Result<(), DispatchError> {
+        let newest = self.outbox.last_entry_id();
+        // Entries that the store may have lost without a trace never share an id with new ones, because
+        // a server that saw the old one would take the new one for a repeat.
+        self.outbox.skip_to(unix_ms() << ENTRY_IDS_PER_MS_BITS);
         if let Some(mark) = Highwater::load(&self.state_dir)? {
-            self.settle_lost(&mark)?;
+            self.settle_lost(&mark, newest)?;
         }
         self.resume_interrupted()?;
         self.restore_pauses();
@@ -24,27 +31,24 @@ impl Dispatch {
     }
 
     /// The high-water file knows runs and entries that the store does not: the store went back in time.
-    fn settle_lost(&mut self, mark: &Highwater) -> Result<(), DispatchError> {
+    fn settle_lost(&mut self, mark: &Highwater, newest: u64) -> Result<(), DispatchError> {
         let mut known = BTreeSet::new();
         for run in &mark.open_runs {
             if self.table.find(&run.run_id)? != Found::Unknown {
                 known.insert(run.run_id.as_str());
             }
         }
-        let newest = self.outbox.last_entry_id();
         let verdict = mark.compare(self.store.id(), newest, |run_id| known.contains(run_id));
         if !verdict.is_alarm() {
             return Ok(());
         }
         let lost: Vec<Run> = verdict.lost_runs.into_iter().map(lost_run).collect();
         let text = format!(
-            "the store in {} {}: {} runs and {} queued messages are lost; the disk may be failing",
+            "the store in {} {}: {} runs are lost, and perhaps queued messages; the disk may be failing",
             self.state_dir.display(),
             if verdict.foreign { "is another one than before" } else { "went back in time" },
             lost.len(),
-            mark.last_entry_id.saturating_sub(newest),
         );
-        self.outbox.skip_to(mark.last_entry_id);
         let messages = lost.iter().flat_map(messages::result).collect();
         self.commit(lost, messages)?;
         self.tell(LogLevel::Error, "", &text);

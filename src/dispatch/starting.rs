@@ -9,7 +9,7 @@ use super::{Dispatch, DispatchError, MAX_PARALLEL, Running, STORE_RETRY};
 use crate::clock::{Deadline, unix_ms};
 use crate::model::{Job, Target};
 use crate::runs::state::{Outcome, Phase, Run};
-use crate::runs::worker::{self, Attempt};
+use crate::runs::worker::{self, Attempt, CredsCell};
 use crate::thread::{Cancel, Why};
 
 impl Dispatch {
@@ -111,6 +111,9 @@ impl Dispatch {
         left: Option<Duration>,
     ) -> std::io::Result<()> {
         let cancel = Cancel::new()?;
+        let Some(creds) = run.creds.clone().map(CredsCell::new) else {
+            return Err(std::io::Error::other("the run came without an upload URL"));
+        };
         if run.cancel_requested {
             cancel.cancel(Why::Requested);
         }
@@ -120,11 +123,12 @@ impl Dispatch {
         let running = Running {
             job_id: run.job_id.clone(),
             cancel: cancel.clone(),
+            creds: creds.clone(),
             deadline: left.map(|left| Instant::now() + left),
             thread: worker::start(
                 &name,
                 self.workshop.clone(),
-                Attempt { run, job, target, deadline: left.map(Deadline::after) },
+                Attempt { run, job, target, deadline: left.map(Deadline::after), creds },
                 cancel,
                 self.on_progress.clone(),
                 self.reports.0.clone(),

@@ -1,1 +1,3 @@
-//! See DESIGN.md §9.
+//! What can be known of the machine we run on.
+
+pub mod metrics;

@@ -56,8 +56,6 @@ pub enum LinkError {
     Stuck(Duration),
     /// Whoever takes the messages is gone.
     NobodyListens,
-    /// No sequence number could be had.
-    Seq(String),
     /// The system refused a thread or a wait.
     System(io::Error),
     /// Asked to stop.
@@ -88,7 +86,6 @@ impl LinkError {
             | Self::Idle(_)
             | Self::WriteTimeout(_)
             | Self::Stuck(_)
-            | Self::Seq(_)
             | Self::System(_) => true,
         }
     }
@@ -183,7 +180,6 @@ impl fmt::Display for LinkError {
                 write!(f, "the agent did not take the server's messages for {limit:?}")
             }
             Self::NobodyListens => f.write_str("nobody takes the server's messages any more"),
-            Self::Seq(reason) => write!(f, "failed to number a message: {reason}"),
             Self::System(error) => write!(f, "failed to run the link: {error}"),
             Self::Stopped => f.write_str("the agent is stopping"),
         }
@@ -194,9 +190,9 @@ fn fmt_tls(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     use rustls::Error;
     write!(f, "failed to set up TLS with the server: {error}")?;
     match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            f.write_str("; for a private authority set BACKUPY_CA_FILE")
-        }
+        Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => f.write_str("; for a private authority set BACKUPY_CA_FILE"),
         Error::AlertReceived(
             AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure,
         )

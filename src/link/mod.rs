@@ -17,7 +17,7 @@
 //!   there is such input ([`stream`]: `holds_input`) and wakes the reader;
 //! - a pong, close or key update queued by a read may not fit the socket: after each pass the reader flushes
 //!   once, and if that blocks, the writer gets to wait for it;
-//! - a confirmation makes room in flight: the reader wakes the writer after each.
+//! - a confirmation makes room in flight: the outbox wakes the writer after each.
 //!
 //! Nothing here knows what a job is. What must arrive waits in the outbox and is sent again in the next session;
 //! what is only of the moment lives in [`Slots`] and the urgent slot.
@@ -28,7 +28,6 @@ mod dial;
 mod error;
 mod handshake;
 mod limit;
-mod queue;
 mod read;
 mod session;
 mod slots;
@@ -40,6 +39,9 @@ mod urgent;
 mod url;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -47,6 +49,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use crate::config::{ProxySettings, TlsSettings};
+use crate::outbox::{Outbox, SeqCounter};
 use crate::secret::Secret;
 use crate::thread::Cancel;
 use crate::wire;
@@ -56,7 +59,6 @@ use error::clean;
 use session::Lent;
 
 pub use error::LinkError;
-pub use queue::{Outgoing, Queue, QueueError, QueueSession};
 pub use slots::Slots;
 pub use status::{LinkSnapshot, LinkStatus};
 pub use url::{ServerUrl, UrlError};
@@ -187,7 +189,8 @@ pub enum Event {
 /// When one of the link's threads panicked.
 pub fn run(
     config: LinkConfig,
-    outbox: &dyn Queue,
+    outbox: Outbox,
+    seq: SeqCounter,
     slots: Slots,
     events: Sender<Event>,
     status: LinkStatus,
@@ -195,7 +198,14 @@ pub fn run(
 ) {
     let timing = &config.timing;
     let mut backoff = Backoff::new(timing.backoff_first, timing.backoff_cap);
-    let lent = Lent { config: &config, slots: &slots, outbox, events: &events, stop: &stop };
+    let lent = Lent {
+        config: &config,
+        slots: &slots,
+        outbox: &outbox,
+        seq: &seq,
+        events: &events,
+        stop: &stop,
+    };
     log::info!("connecting to {}", config.transport);
     while !stop.is_cancelled() {
         let (outcome, error) = attempt(&lent, &status);
@@ -213,10 +223,7 @@ pub fn run(
 
 /// One attempt and, if it gives a session, that session.
 fn attempt(lent: &Lent<'_>, status: &LinkStatus) -> (Outcome, LinkError) {
-    let seq = match lent.outbox.next_seq() {
-        Ok(seq) => seq,
-        Err(error) => return (Outcome::Failed, LinkError::Seq(error.to_string())),
-    };
+    let seq = lent.seq.next();
     let (wire, ack) = match handshake::open(lent.config, seq, lent.stop) {
         Ok(opened) => opened,
         Err(error @ LinkError::Refused(_)) => return (Outcome::Refused, error),

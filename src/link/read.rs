@@ -153,7 +153,6 @@ impl Reader<'_, '_> {
             self.limits.acks.warn("ignored a confirmation of messages that were never sent");
         } else {
             self.session.entries.acked(seq);
-            self.session.urgent.wake();
         }
         Ok(())
     }
@@ -161,7 +160,6 @@ impl Reader<'_, '_> {
     fn pong(&self, payload: &[u8]) {
         if let Ok(counter) = <[u8; 8]>::try_from(payload) {
             self.session.entries.pong(u64::from_be_bytes(counter));
-            self.session.urgent.wake();
         }
     }
 

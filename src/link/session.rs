@@ -7,11 +7,11 @@ use std::thread::Scope;
 
 use crossbeam_channel::Sender;
 
-use super::queue::{Queue, QueueSession};
 use super::socket::{NoTurn, Socket, Wire};
 use super::urgent::Urgent;
 use super::{Event, LinkConfig, LinkError, Slots};
 use super::{beat, read, write};
+use crate::outbox::{self, Outbox, SeqCounter};
 use crate::thread::{Cancel, STACK, Why};
 use crate::wake::Wake;
 use crate::wire::RegisterAck;
@@ -24,8 +24,9 @@ pub(super) struct Session<'a> {
     pub(super) wake: Wake,
     pub(super) urgent: Urgent,
     pub(super) slots: &'a Slots,
-    pub(super) outbox: &'a dyn Queue,
-    pub(super) entries: &'a dyn QueueSession,
+    pub(super) outbox: &'a Outbox,
+    pub(super) entries: outbox::Session,
+    seq: &'a SeqCounter,
     pub(super) durable_acks: bool,
     pub(super) events: &'a Sender<Event>,
     /// The process is stopping.
@@ -41,29 +42,23 @@ pub(super) struct Session<'a> {
 pub(super) struct Lent<'a> {
     pub(super) config: &'a LinkConfig,
     pub(super) slots: &'a Slots,
-    pub(super) outbox: &'a dyn Queue,
+    pub(super) outbox: &'a Outbox,
+    pub(super) seq: &'a SeqCounter,
     pub(super) events: &'a Sender<Event>,
     pub(super) stop: &'a Cancel,
 }
 
 /// Runs the session on the wire, where Register had the number `seq`, and returns why it ended. All its threads have ended then.
 pub(super) fn hold(wire: Wire, seq: u64, ack: RegisterAck, lent: &Lent<'_>) -> LinkError {
-    let entries = lent.outbox.begin_session(ack.durable_acks);
     lent.slots.begin_session();
-    match Session::new(wire, seq, ack.durable_acks, &*entries, lent) {
+    match Session::new(wire, seq, ack.durable_acks, lent) {
         Ok(session) => session.run(ack),
         Err(error) => LinkError::System(error),
     }
 }
 
 impl<'a> Session<'a> {
-    fn new(
-        wire: Wire,
-        seq: u64,
-        durable_acks: bool,
-        entries: &'a dyn QueueSession,
-        lent: &Lent<'a>,
-    ) -> io::Result<Self> {
+    fn new(wire: Wire, seq: u64, durable_acks: bool, lent: &Lent<'a>) -> io::Result<Self> {
         Ok(Self {
             config: lent.config,
             socket: Socket::new(wire)?,
@@ -71,7 +66,8 @@ impl<'a> Session<'a> {
             urgent: Urgent::new(),
             slots: lent.slots,
             outbox: lent.outbox,
-            entries,
+            entries: lent.outbox.begin_session(durable_acks),
+            seq: lent.seq,
             durable_acks,
             events: lent.events,
             stop: lent.stop,
@@ -134,10 +130,10 @@ impl<'a> Session<'a> {
     }
 
     /// The next sequence number for a message of this session.
-    pub(super) fn next_seq(&self) -> Result<u64, LinkError> {
-        let seq = self.outbox.next_seq().map_err(|error| LinkError::Seq(error.to_string()))?;
+    pub(super) fn next_seq(&self) -> u64 {
+        let seq = self.seq.next();
         self.highest_seq.fetch_max(seq, Ordering::Relaxed);
-        Ok(seq)
+        seq
     }
 
     /// Whether the server can know this number.

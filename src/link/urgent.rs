@@ -61,8 +61,7 @@ impl Urgent {
         self.wake();
     }
 
-    /// Wakes the writer: there may be room for more in flight.
-    pub(super) fn wake(&self) {
+    fn wake(&self) {
         // Full: a wake-up is under way already.
         let _ = self.ready.0.try_send(());
     }

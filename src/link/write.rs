@@ -2,12 +2,12 @@
 //!
 //! Messages are numbered and encoded before the turn on the socket, because numbering may reach the disk. A
 //! write that blocks gives the turn back and waits for the socket; the deadline covers both waits. When the
-//! process stops, what is in the outbox goes out first, then the goodbye.
+//! process stops, what is in the outbox goes out and gets confirmed first, then comes the goodbye.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{never, select};
+use crossbeam_channel::{after, at, never, select};
 use rustix::event::{PollFd, PollFlags};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Bytes, Message};
@@ -43,10 +43,12 @@ impl Writer<'_, '_> {
     fn run(&mut self) -> Result<(), LinkError> {
         while !self.session.over.is_cancelled() {
             self.send_all()?;
-            if let Some(until) = self.flush_until {
-                return self.say_goodbye(until);
+            match self.flush_until {
+                Some(until) if until.passed() || self.session.entries.settled() => {
+                    return self.say_goodbye(until);
+                }
+                Some(_) | None => self.wait(),
             }
-            self.wait();
         }
         Ok(())
     }
@@ -58,7 +60,7 @@ impl Writer<'_, '_> {
                 return Ok(());
             }
             let flush = self.session.urgent.take_flush();
-            let batch = self.gather()?;
+            let batch = self.gather();
             if batch.is_empty() && !flush {
                 return Ok(());
             }
@@ -69,60 +71,56 @@ impl Writer<'_, '_> {
 
     fn wait(&mut self) {
         let session = self.session;
-        let retry = if self.outbox_broken {
-            crossbeam_channel::after(OUTBOX_RETRY)
-        } else {
-            never::<Instant>()
+        let timer = match self.flush_until {
+            Some(until) => at(until.instant()),
+            None if self.outbox_broken => after(OUTBOX_RETRY),
+            None => never(),
         };
+        // A stop is news once.
+        let stop = if self.flush_until.is_some() { &never() } else { session.stop.done() };
         select! {
             recv(session.urgent.ready()) -> _ => {}
             recv(session.slots.ready()) -> _ => {}
             recv(session.outbox.ready()) -> _ => {}
             recv(session.over.done()) -> _ => {}
-            recv(retry) -> _ => {}
-            recv(session.stop.done()) -> _ => {
+            recv(timer) -> _ => {}
+            recv(stop) -> _ => {
                 self.flush_until = Some(Deadline::after(session.config.timing.stop_flush));
             }
         }
     }
 
     /// The next batch: answers and heartbeat, then the slots, then the outbox and its ping.
-    fn gather(&mut self) -> Result<VecDeque<Message>, LinkError> {
+    fn gather(&mut self) -> VecDeque<Message> {
         let mut batch = Batch::default();
         for correlation_id in self.session.urgent.take_acks(MAX_FRAMES / 2) {
             let header = Header { correlation_id: correlation_id.clone(), ..Header::default() };
-            self.add(&mut batch, header, AgentMessage::Ack(Ack::ok(correlation_id)))?;
+            self.add(&mut batch, header, AgentMessage::Ack(Ack::ok(correlation_id)));
         }
         if let Some(heartbeat) = self.session.urgent.take_heartbeat() {
-            self.add(&mut batch, Header::default(), AgentMessage::Heartbeat(heartbeat))?;
+            self.add(&mut batch, Header::default(), AgentMessage::Heartbeat(heartbeat));
         }
         for message in self.session.slots.take(MAX_FRAMES / 4) {
-            self.add(&mut batch, Header::default(), message)?;
+            self.add(&mut batch, Header::default(), message);
         }
-        self.add_entries(&mut batch)?;
+        self.add_entries(&mut batch);
         if let Some(counter) = self.session.entries.ping_due() {
             batch.push(Message::Ping(Bytes::copy_from_slice(&counter.to_be_bytes())));
         }
-        Ok(batch.frames)
+        batch.frames
     }
 
-    fn add(
-        &mut self,
-        batch: &mut Batch,
-        header: Header,
-        message: AgentMessage,
-    ) -> Result<(), LinkError> {
-        let header = Header { seq: self.session.next_seq()?, ts_ms: unix_ms(), ..header };
+    fn add(&mut self, batch: &mut Batch, header: Header, message: AgentMessage) {
+        let header = Header { seq: self.session.next_seq(), ts_ms: unix_ms(), ..header };
         let bytes = wire::encode_agent(header, message);
         if bytes.len() > MAX_MESSAGE_BYTES {
             self.limit.warn("did not send a message: it is larger than 4 MiB");
         } else {
             batch.push(Message::Binary(Bytes::from(bytes)));
         }
-        Ok(())
     }
 
-    fn add_entries(&mut self, batch: &mut Batch) -> Result<(), LinkError> {
+    fn add_entries(&mut self, batch: &mut Batch) {
         self.outbox_broken = false;
         while !batch.is_full() {
             let entry = match self.session.entries.next() {
@@ -135,13 +133,12 @@ impl Writer<'_, '_> {
                     break;
                 }
             };
-            let seq = self.session.next_seq()?;
+            let seq = self.session.next_seq();
             // Before it is written: its confirmation may be read before the write returns.
             self.session.entries.sent(entry.entry_id, seq);
             let bytes = wire::stamp(&entry.stored, seq, unix_ms(), entry.entry_id);
             batch.push(Message::Binary(Bytes::from(bytes)));
         }
-        Ok(())
     }
 
     /// Writes a batch, all of it, before the deadline.

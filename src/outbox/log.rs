@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::window::{Confirm, Confirmed, Entry, Window};
 use super::{Dropped, Kind, MAX_STORED_BYTES, Message, OutboxError, OutboxLimits};
-use crate::store::{Batch, Space, Store};
+use crate::store::{Batch, Space, Store, StoreError};
 use crate::wire::{self, Header, LogLevel};
 
 const LAST: &[u8] = b"outbox/last";
@@ -51,6 +51,12 @@ pub struct Outgoing {
     pub entry_id: u64,
     /// The envelope without seq, for [`wire::stamp`].
     pub stored: Vec<u8>,
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").field("depth", &self.depth()).finish_non_exhaustive()
+    }
 }
 
 impl Outbox {
@@ -155,6 +161,12 @@ impl Outbox {
     /// The newest id, for the high-water file.
     pub fn last_entry_id(&self) -> u64 {
         self.0.state().last_id
+    }
+
+    /// Hands out only ids above this one from now on: a second witness has seen it, and an id must not name two entries.
+    pub fn skip_to(&self, entry_id: u64) {
+        let mut state = self.0.state();
+        state.last_id = state.last_id.max(entry_id);
     }
 
     /// Readable when there may be something to send: after a publish, a confirmation, a new session.
@@ -263,14 +275,20 @@ impl Session {
         let inner = &*self.outbox.0;
         loop {
             let Some(id) = inner.state().window.next(self.number) else { return Ok(None) };
-            let stored = inner.store.get(Space::Outbox, &key(ENTRY, id))?;
+            let stored = match inner.store.get(Space::Outbox, &key(ENTRY, id)) {
+                Err(StoreError::Damaged { what, .. }) => {
+                    log::error!("entry {id} of the outbox: {what}");
+                    None
+                }
+                stored => stored?,
+            };
             if let Some((_, envelope)) = stored.as_deref().and_then(|value| decode(value)) {
                 return Ok(Some(Outgoing { entry_id: id, stored: envelope.to_vec() }));
             }
             // Dropped for a more important one since we looked; or gone, which must not stop the others.
             let mut state = inner.state();
             if state.window.get(id).is_some() {
-                log::error!("entry {id} of the outbox is gone from the store, it is left out");
+                log::error!("entry {id} of the outbox cannot be read, it is left out");
                 state.window.skip(self.number, id);
             }
         }

@@ -7,8 +7,10 @@ use crate::store::{Space, Store, StoreError};
 const KEY: &[u8] = b"seq";
 /// Numbers are set aside in the store so many at a time: a write every few hours.
 const AHEAD: u64 = 1 << 16;
-/// Far more numbers fit into a millisecond than can be sent in one.
-const PER_MS: u32 = 20;
+/// Far more numbers than can be sent in a millisecond.
+const PER_MS: u64 = 1 << 20;
+/// A clock that is centuries ahead must not use the numbers up.
+const START_MAX: u64 = u64::MAX / 2;
 
 /// Hands out numbers. Shared by reference among the threads that send.
 #[derive(Debug)]
@@ -37,7 +39,7 @@ impl SeqCounter {
                 return Err(StoreError::damaged(store.dir(), "the record `seq` makes no sense"));
             }
         };
-        let start = known.max(now_ms.checked_shl(PER_MS).unwrap_or(0));
+        let start = known.max(now_ms.saturating_mul(PER_MS).min(START_MAX));
         let counter = Self { store, state: Mutex::new(State { last: start, reserved: start }) };
         counter.reserve(start)?;
         Ok(counter)

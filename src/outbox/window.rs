@@ -191,9 +191,13 @@ impl Window {
         self.session
     }
 
+    fn is_current(&self, session: u64) -> bool {
+        session == self.session && session != 0
+    }
+
     /// The entry to send now, if there is one and not too much is in flight.
     pub fn next(&self, session: u64) -> Option<u64> {
-        if session != self.session || self.flight.sent.len() >= self.limits.in_flight {
+        if !self.is_current(session) || self.flight.sent.len() >= self.limits.in_flight {
             return None;
         }
         let (id, entry) = self.entries.range(self.flight.cursor + 1..).next()?;
@@ -203,7 +207,7 @@ impl Window {
 
     /// The entry goes out under this seq. Said before it is written, or its confirmation might be first.
     pub fn sent(&mut self, session: u64, id: u64, seq: u64) {
-        if session != self.session || id <= self.flight.cursor {
+        if !self.is_current(session) || id <= self.flight.cursor {
             return;
         }
         let size_bytes = self.entries.get(&id).map_or(0, |entry| u64::from(entry.size_bytes));
@@ -216,7 +220,7 @@ impl Window {
 
     /// Leaves an entry out of this session.
     pub fn skip(&mut self, session: u64, id: u64) {
-        if session == self.session {
+        if self.is_current(session) {
             self.flight.cursor = self.flight.cursor.max(id);
         }
     }
@@ -224,7 +228,7 @@ impl Window {
     /// The server has stored everything up to this seq.
     pub fn acked(&mut self, session: u64, seq: u64) -> Confirmed {
         let mut confirmed = Confirmed::default();
-        if session != self.session || self.flight.confirm != Confirm::Storage {
+        if !self.is_current(session) || self.flight.confirm != Confirm::Storage {
             return confirmed;
         }
         for id in self.flight.land(|sent| sent.seq <= seq) {
@@ -237,10 +241,10 @@ impl Window {
 
     /// The counter of a ping to send now, if something was sent since the one before.
     pub fn ping_due(&mut self, session: u64) -> Option<u64> {
+        let current = self.is_current(session);
         let flight = &mut self.flight;
-        let due = session == self.session
-            && flight.confirm == Confirm::Receipt
-            && flight.count > flight.last_ping.behind;
+        let due =
+            current && flight.confirm == Confirm::Receipt && flight.count > flight.last_ping.behind;
         if !due {
             return None;
         }
@@ -253,7 +257,7 @@ impl Window {
     /// never sent proves nothing.
     pub fn pong(&mut self, session: u64, counter: u64) -> Confirmed {
         let mut confirmed = Confirmed::default();
-        if session != self.session || counter > self.flight.last_ping.counter {
+        if !self.is_current(session) || counter > self.flight.last_ping.counter {
             return confirmed;
         }
         let mut behind = 0;
@@ -291,7 +295,7 @@ impl Window {
 
     /// Whether this session has sent all there is, and all of it is confirmed as far as this session can.
     pub fn settled(&self, session: u64) -> bool {
-        session != self.session
+        !self.is_current(session)
             || (self.flight.sent.is_empty()
                 && self.entries.range(self.flight.cursor + 1..).next().is_none())
     }

@@ -2,12 +2,13 @@
 //!
 //! Keys in [`Space::Runs`] (`\0` ends the prefix, times are big-endian Unix milliseconds):
 //! ```text
-//! o\0 run_id          an open run, JSON
-//! f\0 run_id          a finished run, JSON
-//! e\0 ended_ms run_id index of the finished ones by age, empty
-//! l\0 job_id          the job's last results, JSON
+//! o\0 run_id           an open run, JSON
+//! f\0 run_id           a finished run, JSON
+//! e\0 ended_ms run_id  index of the finished ones by age: the run_id
+//! l\0 job_id           the job's id and last results, JSON
 //! ```
 //! and in [`Space::Tombstones`]: `t` SHA-256(run_id) → kind, ended_ms; `x` ended_ms SHA-256(run_id) → empty.
+//! An id of more than [`MAX_RAW_ID`] bytes stands in a key as its hash.
 //!
 //! A change is staged into a batch, committed by the outbox together with its report, then applied here.
 
@@ -29,6 +30,9 @@ const KEEP_RUNS: usize = 10_000;
 const KEEP_TOMBSTONE_MS: u64 = 365 * 86_400_000;
 /// Most records that one pruning step touches, so that a batch stays small.
 const PRUNE_STEP: usize = 200;
+
+/// Longest id that is used as a key as it is.
+const MAX_RAW_ID: usize = 256;
 
 const OPEN: &[u8] = b"o\0";
 const FINISHED: &[u8] = b"f\0";
@@ -118,9 +122,8 @@ impl Table {
             let run: Run = read(&value, || "an open run".to_owned())?;
             table.open.insert(run.run_id.clone(), run);
         }
-        for (key, value) in table.with_prefix(Space::Runs, LAST, usize::MAX)? {
-            let job_id = String::from_utf8_lossy(&key[LAST.len()..]).into_owned();
-            let last = read(&value, || format!("the last results of job {job_id}"))?;
+        for (_, value) in table.with_prefix(Space::Runs, LAST, usize::MAX)? {
+            let (job_id, last) = read(&value, || "a job's last results".to_owned())?;
             table.last.insert(job_id, last);
         }
         let mut finished = 0;
@@ -163,7 +166,7 @@ impl Table {
         if let Some(run) = self.open.get(run_id) {
             return Ok(Found::Open(run));
         }
-        if let Some(value) = self.store.get(Space::Runs, &prefixed(FINISHED, run_id.as_bytes()))? {
+        if let Some(value) = self.store.get(Space::Runs, &with_id(FINISHED, run_id))? {
             return Ok(Found::Finished(Box::new(read(&value, || format!("run {run_id}"))?)));
         }
         let key = tombstone_key(run_id);
@@ -180,16 +183,17 @@ impl Table {
     /// When the record cannot be written as JSON.
     pub fn stage(&self, batch: &mut Batch, run: &Run) -> Result<(), TableError> {
         let value = write(run)?;
-        let open_key = prefixed(OPEN, run.run_id.as_bytes());
+        let open_key = with_id(OPEN, &run.run_id);
         match run.ended() {
             None => batch.put(Space::Runs, open_key, value),
             Some(ended) => {
                 batch.delete(Space::Runs, open_key);
-                batch.put(Space::Runs, prefixed(FINISHED, run.run_id.as_bytes()), value);
-                batch.put(Space::Runs, by_end_key(ended.at_ms, &run.run_id), Vec::new());
+                batch.put(Space::Runs, with_id(FINISHED, &run.run_id), value);
+                let by_end = with_id(&by_end_prefix(ended.at_ms), &run.run_id);
+                batch.put(Space::Runs, by_end, run.run_id.as_bytes());
                 let last = self.last_after(run);
-                let key = prefixed(LAST, run.job_id.as_bytes());
-                batch.put(Space::Runs, key, write(&last)?);
+                let last = write(&(&run.job_id, last))?;
+                batch.put(Space::Runs, with_id(LAST, &run.job_id), last);
             }
         }
         Ok(())
@@ -221,8 +225,9 @@ impl Table {
         let mut touched = 0;
         let excess = self.finished.saturating_sub(KEEP_RUNS);
         let mut removed = 0;
-        for (key, _) in self.with_prefix(Space::Runs, BY_END, PRUNE_STEP)? {
-            let Some((ended_ms, run_id)) = split_by_end(&key) else { continue };
+        for (key, run_id) in self.with_prefix(Space::Runs, BY_END, PRUNE_STEP)? {
+            let Some(ended_ms) = time_at(&key, BY_END.len()) else { continue };
+            let run_id = String::from_utf8_lossy(&run_id);
             if removed >= excess && ended_ms.saturating_add(KEEP_MS) > now_ms {
                 break;
             }
@@ -249,7 +254,7 @@ impl Table {
             .map(|(job_id, _)| job_id.clone())
             .collect();
         for job_id in &gone {
-            batch.delete(Space::Runs, prefixed(LAST, job_id.as_bytes()));
+            batch.delete(Space::Runs, with_id(LAST, job_id));
         }
         if touched == 0 && gone.is_empty() {
             return Ok(false);
@@ -279,7 +284,7 @@ impl Table {
             batch.put(Space::Tombstones, by_age, Vec::new());
         }
         batch.delete(Space::Runs, index_key.to_vec());
-        batch.delete(Space::Runs, prefixed(FINISHED, run_id.as_bytes()));
+        batch.delete(Space::Runs, with_id(FINISHED, run_id));
         Ok(())
     }
 
@@ -309,7 +314,7 @@ impl Table {
         space: Space,
         prefix: &[u8],
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TableError> {
+    ) -> Result<Vec<Pair>, TableError> {
         let mut pairs = Vec::new();
         self.store.scan(space, prefix, &mut |key, value| {
             if !key.starts_with(prefix) || pairs.len() >= limit {
@@ -321,6 +326,9 @@ impl Table {
         Ok(pairs)
     }
 }
+
+/// A key and its value.
+type Pair = (Vec<u8>, Vec<u8>);
 
 fn read<T: for<'de> Deserialize<'de>>(
     bytes: &[u8],
@@ -338,14 +346,16 @@ fn prefixed(prefix: &[u8], rest: &[u8]) -> Vec<u8> {
     [prefix, rest].concat()
 }
 
-fn by_end_key(ended_ms: u64, run_id: &str) -> Vec<u8> {
-    [BY_END, &ended_ms.to_be_bytes(), run_id.as_bytes()].concat()
+fn by_end_prefix(ended_ms: u64) -> Vec<u8> {
+    prefixed(BY_END, &ended_ms.to_be_bytes())
 }
 
-fn split_by_end(key: &[u8]) -> Option<(u64, String)> {
-    let ended_ms = time_at(key, BY_END.len())?;
-    let run_id = std::str::from_utf8(key.get(BY_END.len() + 8..)?).ok()?;
-    Some((ended_ms, run_id.to_owned()))
+fn with_id(prefix: &[u8], id: &str) -> Vec<u8> {
+    if id.len() <= MAX_RAW_ID {
+        return prefixed(prefix, id.as_bytes());
+    }
+    // 0xff is never part of UTF-8, so this cannot be another id.
+    [prefix, &[0xff], digest(&SHA256, id.as_bytes()).as_ref()].concat()
 }
 
 fn time_at(key: &[u8], at: usize) -> Option<u64> {
@@ -411,6 +421,21 @@ mod tests {
         assert_eq!(table.find("other").unwrap(), Found::Unknown);
         assert_eq!(table.last_results()["j"].last_success_ms, 3_000);
         assert_eq!(table.finished, 1);
+    }
+
+    #[test]
+    fn ids_of_any_length_are_kept_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut table = Table::load(store(dir.path())).unwrap();
+        let (long, other) = ("x".repeat(5_000), "x".repeat(5_001));
+        commit(&mut table, Run { job_id: long.clone(), ..run(&long) });
+        commit(&mut table, run(&other).end(Outcome::Cancelled, DAY_MS));
+        table.store.close().unwrap();
+        let mut table = Table::load(store(dir.path())).unwrap();
+        assert!(matches!(table.find(&long).unwrap(), Found::Open(run) if run.job_id == long));
+        assert!(matches!(table.find(&other).unwrap(), Found::Finished(run) if run.run_id == other));
+        table.prune(60 * DAY_MS, &|_| true).unwrap();
+        assert_eq!(table.find(&other).unwrap(), Found::Tombstone(EndKind::Cancelled));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
@@ -17,7 +17,7 @@ use crate::clock::{Deadline, unix_ms};
 use crate::config::{HostPolicy, PipelineLimits};
 use crate::drivers;
 use crate::model::{Compression, Job, Progress, Target, UploadCreds};
-use crate::pipeline::{self, Uploader};
+use crate::pipeline::{self, PipelineError, Uploader};
 use crate::redact::clean;
 use crate::thread::{self, Cancel, Why};
 
@@ -28,10 +28,8 @@ pub struct Workshop {
     pub policy: HostPolicy,
     /// Sizes and times.
     pub limits: PipelineLimits,
-    /// Holds spool files.
+    /// Holds spool files, secret files and snapshots in directories of their own.
     pub state_dir: PathBuf,
-    /// Holds secret files and snapshots; swept at start.
-    pub work_dir: PathBuf,
     /// Sends artifacts.
     pub uploader: Uploader,
 }
@@ -47,6 +45,28 @@ pub struct Attempt {
     pub target: Target,
     /// When the run's timeout passes.
     pub deadline: Option<Deadline>,
+    /// The upload credentials of this moment.
+    pub creds: CredsCell,
+}
+
+/// Upload credentials that dispatch may replace while the attempt goes on.
+#[derive(Debug, Clone)]
+pub struct CredsCell(Arc<Mutex<UploadCreds>>);
+
+impl CredsCell {
+    /// Holding these.
+    pub fn new(creds: UploadCreds) -> Self {
+        Self(Arc::new(Mutex::new(creds)))
+    }
+
+    /// Replaces them; an upload under way goes on with the old ones.
+    pub fn set(&self, creds: UploadCreds) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = creds;
+    }
+
+    fn get(&self) -> UploadCreds {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// How an attempt ended.
@@ -86,7 +106,7 @@ pub struct Plan {
     pub compression: Compression,
     /// The key it is sealed with.
     pub key: Option<DataKey>,
-    /// Where it goes.
+    /// Where it goes first; see [`Attempt::creds`].
     pub creds: UploadCreds,
 }
 
@@ -171,12 +191,11 @@ fn carry_out(
         driver,
         compression: plan.compression,
         key: plan.key,
-        creds: &plan.creds,
+        creds: &|| attempt.creds.get(),
         upload: &workshop.uploader,
         policy: &workshop.policy,
         limits: &workshop.limits,
         state_dir: &workshop.state_dir,
-        work_dir: &workshop.work_dir,
         deadline: attempt.deadline,
         cancel,
         progress: &progress,
@@ -185,7 +204,7 @@ fn carry_out(
         Ok(outcome) => {
             let started = run.first_started_ms.unwrap_or(run.accepted_ms);
             let stored = Stored {
-                object_key: plan.creds.object_key,
+                object_key: outcome.object_key,
                 size_bytes: outcome.size_bytes,
                 sha256: hex(&outcome.sha256),
                 duration_ms: unix_ms().saturating_sub(started),
@@ -194,16 +213,11 @@ fn carry_out(
             };
             (AttemptOutcome::Stored(stored), outcome.warnings)
         }
-        Err(error) => match cancel.why() {
-            Some(why) => (AttemptOutcome::Stopped(why), Vec::new()),
-            None => {
-                let outcome = AttemptOutcome::Failed {
-                    error: clean(&error.to_string()),
-                    retry: error.retry(),
-                };
-                (outcome, Vec::new())
-            }
-        },
+        Err(PipelineError::Cancelled(why)) => (AttemptOutcome::Stopped(why), Vec::new()),
+        Err(error) => {
+            let retry = error.retry();
+            (AttemptOutcome::Failed { error: clean(&error.to_string()), retry }, Vec::new())
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub fn before_open(dir: &Path, marker: Option<&Marker>) -> Result<Found, StoreEr
             None if exists(&dir.join(super::highwater::FILE))? => {
                 Err(StoreError::damaged(dir, "the database is gone, the high-water file is there"))
             }
-            None if has_tables(&database)? => {
+            None if !list(&database)?.is_empty() => {
                 Err(StoreError::damaged(dir, "the database has lost its `version` file"))
             }
             None => Ok(Found::Nothing),
@@ -59,7 +59,7 @@ fn keyspaces(dir: &Path, database: &Path, marker: Option<&Marker>) -> Result<(),
 }
 
 fn journals(dir: &Path, database: &Path, marked: bool) -> Result<(), StoreError> {
-    let clean = take_clean(dir)?;
+    let clean = clean_end(dir)?;
     let journals = journal_files(database)?;
     if marked && journals.is_empty() {
         return Err(StoreError::damaged(dir, "the journal is gone"));
@@ -104,9 +104,8 @@ pub fn journal_files(database: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError>
     Ok(journals)
 }
 
-/// Where the newest journal ended when the store was closed last, if that was a clean close. Says so once: from
-/// here on the store counts as open.
-fn take_clean(dir: &Path) -> Result<Option<u64>, StoreError> {
+/// Where the newest journal ended when the store was closed last, if that was a clean close.
+fn clean_end(dir: &Path) -> Result<Option<u64>, StoreError> {
     let path = dir.join(files::CLEAN);
     match fs::read_to_string(&path) {
         Ok(text) => Ok(text.trim().parse().ok()),
@@ -132,10 +131,6 @@ pub fn mark_clean(dir: &Path) {
     if let Ok(Verdict::Whole { end }) = journal::check(newest) {
         let _ = files::write_aside(dir, files::CLEAN, end.to_string().as_bytes());
     }
-}
-
-fn has_tables(database: &Path) -> Result<bool, StoreError> {
-    Ok(!list(&database.join("keyspaces"))?.is_empty())
 }
 
 fn exists(path: &Path) -> Result<bool, StoreError> {

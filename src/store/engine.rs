@@ -4,10 +4,9 @@
 //! workers that may be gone. Its journal only shrinks when 64 MB are full; [`Engine::drain`] and an emptied journal
 //! keep the directory small instead.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -211,12 +210,4 @@ impl Engine {
             Err(_) => true,
         }
     }
-}
-
-/// Empties a journal whose content is in tables. It must stay there as a file: without one the engine forgets what
-/// it counted, and hides the tables.
-pub fn empty_journal(journal: &PathBuf) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(journal)?;
-    file.set_len(0)?;
-    file.sync_all()
 }

@@ -94,6 +94,21 @@ impl StoreError {
         Self::Unusable { path: path.to_owned(), action, source }
     }
 
+    /// As [`Self::unusable`], but a full disk is told apart.
+    pub(super) fn writing(
+        dir: &Path,
+        path: &Path,
+        action: &'static str,
+        source: io::Error,
+    ) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::Full { dir: dir.to_owned() }
+            }
+            _ => Self::unusable(path, action, source),
+        }
+    }
+
     pub(crate) fn damaged(dir: &Path, what: impl Into<String>) -> Self {
         Self::Damaged { dir: dir.to_owned(), what: what.into() }
     }

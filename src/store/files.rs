@@ -33,6 +33,9 @@ pub const BALLAST: &str = "ballast";
 /// What counts.
 pub const DATABASE: &str = "db";
 
+/// What will count, while it is made.
+pub const DATABASE_ASIDE: &str = "db.new";
+
 /// Room for a few thousand deletes, and for the tables that free the journal.
 pub const BALLAST_BYTES: u64 = 2 << 20;
 
@@ -40,9 +43,11 @@ pub const BALLAST_BYTES: u64 = 2 << 20;
 pub fn prepare_dir(dir: &Path) -> Result<(), StoreError> {
     let unusable = |action| move |e| StoreError::unusable(dir, action, e);
     match fs::metadata(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable("create"))
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|e| StoreError::writing(dir, dir, "create", e)),
         Err(e) => Err(StoreError::unusable(dir, "look at", e)),
         Ok(meta) if !meta.is_dir() => {
             Err(StoreError::NotOurs { dir: dir.to_owned(), what: "it is not a directory" })
@@ -71,7 +76,7 @@ impl Lock {
     /// Takes it, or says who has it.
     pub fn acquire(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join(LOCK);
-        let unusable = |e| StoreError::unusable(&path, "lock", e);
+        let unusable = |e| StoreError::writing(dir, &path, "lock", e);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -137,7 +142,7 @@ impl Marker {
     pub fn save(&self, dir: &Path) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
         write_aside(dir, MARKER, &bytes)
-            .map_err(|e| StoreError::unusable(&dir.join(MARKER), "write", e))
+            .map_err(|e| StoreError::writing(dir, &dir.join(MARKER), "write", e))
     }
 }
 
@@ -179,6 +184,7 @@ pub fn disk_bytes(path: &Path) -> u64 {
 #[derive(Debug)]
 pub struct Ballast {
     path: PathBuf,
+    there: bool,
     looked: Option<Instant>,
 }
 
@@ -188,12 +194,18 @@ impl Ballast {
 
     /// The ballast of `dir`, whether it is there or not.
     pub fn new(dir: &Path) -> Self {
-        Self { path: dir.join(BALLAST), looked: None }
+        Self { path: dir.join(BALLAST), there: false, looked: None }
+    }
+
+    /// Whether it was given up, or there was never room for it.
+    pub fn is_gone(&self) -> bool {
+        !self.there
     }
 
     /// Frees its space; whether there was something to free.
     pub fn give_up(&mut self) -> bool {
         self.looked = Some(Instant::now());
+        self.there = false;
         let there = fs::remove_file(&self.path).is_ok();
         if there && let Some(dir) = self.path.parent() {
             // What counts is the space, which is free at once; the entry may come back after a crash.
@@ -204,13 +216,16 @@ impl Ballast {
 
     /// Puts it back where there is plenty of room again. Looks at the disk only now and then.
     pub fn restore(&mut self) {
-        if self.looked.is_some_and(|at| at.elapsed() < Self::LOOK_INTERVAL) {
+        if self.there || self.looked.is_some_and(|at| at.elapsed() < Self::LOOK_INTERVAL) {
             return;
         }
         self.looked = Some(Instant::now());
-        if let Err(e) = self.fill() {
-            let _ = fs::remove_file(&self.path);
-            log::debug!("no ballast for now: {e}");
+        match self.fill() {
+            Ok(()) => self.there = true,
+            Err(e) => {
+                let _ = fs::remove_file(&self.path);
+                log::debug!("no ballast for now: {e}");
+            }
         }
     }
 

@@ -89,12 +89,8 @@ impl Highwater {
         let body = serde_json::to_vec(self).unwrap_or_default();
         let mut bytes = check_line(&body).into_bytes();
         bytes.extend_from_slice(&body);
-        files::write_aside(dir, FILE, &bytes).map_err(|e| match e.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                StoreError::Full { dir: dir.to_owned() }
-            }
-            _ => StoreError::unusable(&dir.join(FILE), "write", e),
-        })
+        files::write_aside(dir, FILE, &bytes)
+            .map_err(|e| StoreError::writing(dir, &dir.join(FILE), "write", e))
     }
 
     /// What the file says about a store with this id and newest entry, which knows the runs that `known` says. Where the

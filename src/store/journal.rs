@@ -39,16 +39,36 @@ pub enum Verdict {
     },
 }
 
-/// Reads a journal and cuts off a torn last batch.
+/// Reads and judges a journal.
 pub fn check(path: &Path) -> io::Result<Verdict> {
-    let bytes = read_used(path)?;
-    let verdict = inspect(&bytes);
-    if let Verdict::Torn { end } = verdict {
-        let file = OpenOptions::new().write(true).open(path)?;
-        file.set_len(end)?;
-        file.sync_all()?;
+    Ok(inspect(&read_used(path)?))
+}
+
+/// Cuts off everything from `end` on; 0 empties the journal. It must stay there as a file: without one the engine
+/// forgets what it counted, and hides the tables.
+pub fn cut(path: &Path, end: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(end)?;
+    file.sync_all()
+}
+
+/// Rewrites a damaged journal to the batches that are still whole, before and behind the damage. For copies only.
+pub fn keep_whole_batches(path: &Path) -> io::Result<()> {
+    std::fs::write(path, whole_batches(&read_used(path)?))
+}
+
+fn whole_batches(bytes: &[u8]) -> Vec<u8> {
+    let (mut whole, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        match batch(&bytes[at..]) {
+            Some(batch) => {
+                whole.extend_from_slice(&bytes[at..at + batch.len]);
+                at += batch.len;
+            }
+            None => at += 1,
+        }
     }
-    Ok(verdict)
+    whole
 }
 
 /// The file without the zeros at its end: a new journal is 64 MiB of nothing.
@@ -252,6 +272,16 @@ mod tests {
         let mut zeroed = bytes.clone();
         zeroed[1000..5000].fill(0);
         assert!(matches!(inspect(&zeroed), Verdict::Damaged { .. }));
+    }
+
+    #[test]
+    fn what_is_whole_can_be_kept() {
+        let (mut bytes, last) = three();
+        let all = bytes.clone();
+        assert_eq!(whole_batches(&bytes), all);
+        bytes[100] ^= 1;
+        let first = batch_bytes(1, &[(b"a", b"one")]).len();
+        assert_eq!(whole_batches(&bytes), [&all[..first], &all[last..]].concat());
     }
 
     #[test]

@@ -18,24 +18,22 @@ mod engine;
 mod error;
 mod files;
 pub mod highwater;
+mod inner;
 mod journal;
 mod open;
 mod seal;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::{Bound, ControlFlow};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
-use engine::{Engine, EngineError, Op};
-use files::{Ballast, Lock, Marker};
-use seal::Sealer;
+use inner::Inner;
 
-pub use dump::{Record, set_aside};
+pub use dump::{Record, salvage, set_aside};
 pub use error::StoreError;
 
 /// A namespace of records; each has its own order of keys.
@@ -114,14 +112,9 @@ pub const MAX_VALUE_BYTES: usize = 16 << 20;
 /// Largest key of a record.
 pub const MAX_KEY_BYTES: usize = 4096;
 
-/// Once so much was written, the journal is moved into tables and emptied.
-const COMPACT_BYTES: u64 = 2 << 20;
 /// A scan reads so much at a time.
 const PAGE_RECORDS: usize = 64;
 const PAGE_BYTES: usize = 256 << 10;
-/// Below this a full disk is not worth another attempt.
-const HOPELESS_BYTES: u64 = 64 << 10;
-
 const RESERVED: &[u8] = b"store/";
 
 /// Operations that happen together. A plain list; nothing happens before [`Store::commit`].
@@ -174,26 +167,6 @@ impl Batch {
 /// An open store. Clones share it.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
-
-struct Inner {
-    dir: PathBuf,
-    spaces: Vec<Space>,
-    marker: Marker,
-    sealer: Sealer,
-    /// `None` while it is closed, or after a reopening that failed.
-    engine: RwLock<Option<Engine>>,
-    /// Taken by whoever commits, reopens or closes, always before `engine`.
-    writer: Mutex<Writer>,
-}
-
-struct Writer {
-    /// Let go of on close.
-    lock: Option<Lock>,
-    ballast: Ballast,
-    /// What the journal grew by.
-    journal_bytes: u64,
-    compact_at: u64,
-}
 
 impl Store {
     /// Opens the store in `dir`, or makes a new one where there is none and never was.
@@ -280,205 +253,6 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Store({})", self.0.dir.display())
     }
-}
-
-impl Inner {
-    fn writer(&self) -> MutexGuard<'_, Writer> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn database(&self) -> PathBuf {
-        self.dir.join(files::DATABASE)
-    }
-
-    /// Reads; where the engine is not there, tries to get it back first.
-    fn with_engine<T>(
-        &self,
-        read: impl Fn(&Engine) -> Result<T, EngineError>,
-    ) -> Result<T, StoreError> {
-        if let Some(result) = self.try_engine(&read) {
-            return result.map_err(|e| self.error(e));
-        }
-        let mut writer = self.writer();
-        self.ensure_open(&mut writer)?;
-        let result = self.try_engine(&read).ok_or(StoreError::Closed)?;
-        result.map_err(|e| self.error(e))
-    }
-
-    fn try_engine<T>(&self, read: impl Fn(&Engine) -> T) -> Option<T> {
-        self.engine.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(read)
-    }
-
-    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let ops = self.seal(batch)?;
-        let mut writer = self.writer();
-        self.ensure_open(&mut writer)?;
-        if let Err(error) = self.write(&ops) {
-            self.recover(&mut writer, error)?;
-            self.write(&ops).map_err(|e| self.error(e))?;
-            log::warn!("the store in {} was reopened after a failed write", self.dir.display());
-        }
-        writer.journal_bytes += ops.iter().map(journal_bytes).sum::<u64>();
-        if writer.journal_bytes >= writer.compact_at {
-            self.compact(&mut writer);
-        }
-        writer.ballast.restore();
-        Ok(())
-    }
-
-    fn write(&self, ops: &[Op]) -> Result<(), EngineError> {
-        self.try_engine(|engine| engine.commit(ops))
-            .unwrap_or_else(|| Err(EngineError::Failed("the database is not open".to_owned())))
-    }
-
-    fn seal(&self, batch: Batch) -> Result<Vec<Op>, StoreError> {
-        let mut spaces = BTreeSet::new();
-        let mut ops = Vec::with_capacity(batch.len());
-        for Change { space, key, value } in batch.0 {
-            let refused = |what| Err(StoreError::Refused { space, what });
-            if !spaces.contains(&space) && !self.spaces.contains(&space) {
-                return refused("the store was opened without it");
-            }
-            spaces.insert(space);
-            if space == Space::Meta && key.starts_with(RESERVED) {
-                return refused("the key is reserved");
-            }
-            if key.is_empty() || key.len() > MAX_KEY_BYTES {
-                return refused("the key is empty or too long");
-            }
-            ops.push(match value {
-                Some(value) if value.len() > MAX_VALUE_BYTES => {
-                    return refused("the value is too large");
-                }
-                Some(value) => {
-                    let sealed = self.sealer.seal(space.name(), &key, &value).map_err(|_| {
-                        self.error(EngineError::Failed("no random numbers".to_owned()))
-                    })?;
-                    Op::Put(space, key, sealed)
-                }
-                None => Op::Delete(space, key),
-            });
-        }
-        Ok(ops)
-    }
-
-    fn unseal(
-        &self,
-        space: Space,
-        key: &[u8],
-        sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
-        self.sealer.open(space.name(), key, sealed).ok_or_else(|| {
-            let key = key.escape_ascii();
-            StoreError::damaged(&self.dir, format!("record `{key}` of `{space}` does not open"))
-        })
-    }
-
-    /// After a failed write: makes room where that was the reason, and reopens the engine, which writes no more.
-    fn recover(&self, writer: &mut Writer, error: EngineError) -> Result<(), StoreError> {
-        let free = files::free_bytes(&self.dir).unwrap_or(u64::MAX);
-        if matches!(error, EngineError::Full) || free < HOPELESS_BYTES {
-            let gave = writer.ballast.give_up();
-            if gave {
-                log::warn!("the disk of {} is full, the ballast is given up", self.dir.display());
-            } else if free < HOPELESS_BYTES {
-                return Err(StoreError::Full { dir: self.dir.clone() });
-            }
-        }
-        self.shut_engine()?;
-        self.ensure_open(writer)
-    }
-
-    /// Opens the engine again if it is not open, unless the store was closed.
-    fn ensure_open(&self, writer: &mut Writer) -> Result<(), StoreError> {
-        if writer.lock.is_none() {
-            return Err(StoreError::Closed);
-        }
-        if self.try_engine(|_| ()).is_some() {
-            return Ok(());
-        }
-        check::before_open(&self.dir, Some(&self.marker))?;
-        let engine = Engine::open(&self.database(), &self.spaces).map_err(|e| self.error(e))?;
-        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(engine);
-        Ok(())
-    }
-
-    fn shut_engine(&self) -> Result<(), StoreError> {
-        let engine = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
-        match engine.map(Engine::close) {
-            None | Some(true) => Ok(()),
-            Some(false) => Err(StoreError::Failed {
-                dir: self.dir.clone(),
-                what: "the database did not close in time; restart the agent".to_owned(),
-            }),
-        }
-    }
-
-    /// Moves the journal's content into tables and empties it, so that the directory stays small for ever. Whatever
-    /// goes wrong here leaves the journal as it is.
-    fn compact(&self, writer: &mut Writer) {
-        let drained = self.try_engine(Engine::drain);
-        let result = match drained {
-            Some(Ok(true)) => self.shut_engine().and_then(|()| self.empty_journal()),
-            Some(Ok(false)) => Err(self.error(EngineError::Failed("timeout".to_owned()))),
-            Some(Err(e)) => Err(self.error(e)),
-            None => return,
-        };
-        let reopened = self.ensure_open(writer);
-        match result.and(reopened) {
-            Ok(()) => {
-                writer.journal_bytes = 0;
-                writer.compact_at = COMPACT_BYTES;
-            }
-            Err(e) => {
-                writer.compact_at = writer.journal_bytes + COMPACT_BYTES;
-                log::warn!("the journal stays as it is for now: {e}");
-            }
-        }
-    }
-
-    fn empty_journal(&self) -> Result<(), StoreError> {
-        let journals = check::journal_files(&self.database())?;
-        // More than one would mean that the engine still needs the older ones.
-        let [(_, journal)] = journals.as_slice() else { return Ok(()) };
-        engine::empty_journal(journal).map_err(|e| StoreError::unusable(journal, "empty", e))
-    }
-
-    fn close(&self) -> Result<(), StoreError> {
-        let mut writer = self.writer();
-        if writer.lock.is_none() {
-            return Ok(());
-        }
-        let shut = self.shut_engine();
-        if shut.is_ok() {
-            check::mark_clean(&self.dir);
-        }
-        writer.lock = None;
-        shut
-    }
-
-    fn error(&self, error: EngineError) -> StoreError {
-        open::error(&self.dir, error)
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if let Err(e) = self.close() {
-            log::warn!("{e}");
-        }
-    }
-}
-
-fn journal_bytes(op: &Op) -> u64 {
-    let size = match op {
-        Op::Put(_, key, value) => key.len() + value.len(),
-        Op::Delete(_, key) => key.len(),
-    };
-    size as u64 + 64
 }
 
 #[cfg(test)]

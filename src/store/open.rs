@@ -1,15 +1,17 @@
 //! Opening a directory: look, lock, look again, open, prove that it is ours.
 
-use std::fs::DirBuilder;
-use std::ops::Bound;
+use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Mutex, RwLock};
 
+use super::check::{self, Found};
 use super::engine::{Engine, EngineError, Op};
 use super::files::{self, Ballast, Lock, Marker};
+use super::inner::{COMPACT_BYTES, Inner, Writer};
 use super::seal::{self, Sealer, StoreKey, UnwrapError};
-use super::{COMPACT_BYTES, Inner, Space, StoreError, StoreKeys, Writer, check};
+use super::{Space, StoreError, StoreKeys};
 
 /// Layout of marker and records.
 const SCHEMA: u32 = 1;
@@ -32,16 +34,19 @@ pub fn open(dir: &Path, spaces: &[Space], keys: &StoreKeys) -> Result<Inner, Sto
     if let Some(marker) = marker.as_ref().filter(|marker| marker.schema > SCHEMA) {
         return Err(StoreError::TooNew { dir: dir.to_owned(), found: marker.schema });
     }
-    check::before_open(dir, marker.as_ref())?;
+    let spaces = with_meta(spaces);
+    if check::before_open(dir, marker.as_ref())? == Found::Nothing {
+        create(dir, &spaces, keys)?;
+    }
     check::mark_open(dir)?;
     let mut ballast = Ballast::new(dir);
-    let spaces = with_meta(spaces);
     let engine = open_engine(dir, &spaces, &mut ballast)?;
-    let opened = prove(dir, &engine, &spaces, keys, marker);
-    let (marker, sealer) = match opened {
-        Ok(opened) => opened,
+    let (marker, sealer) = match prove(dir, &engine, keys, marker) {
+        Ok(proved) => proved,
         Err(e) => {
-            engine.close();
+            if engine.close() {
+                check::mark_clean(dir);
+            }
             return Err(e);
         }
     };
@@ -77,11 +82,6 @@ fn with_meta(spaces: &[Space]) -> Vec<Space> {
 
 fn open_engine(dir: &Path, spaces: &[Space], ballast: &mut Ballast) -> Result<Engine, StoreError> {
     let path = dir.join(files::DATABASE);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&path)
-        .map_err(|e| StoreError::unusable(&path, "create", e))?;
     let opened = match Engine::open(&path, spaces) {
         Err(EngineError::Full) if ballast.give_up() => Engine::open(&path, spaces),
         opened => opened,
@@ -89,19 +89,50 @@ fn open_engine(dir: &Path, spaces: &[Space], ballast: &mut Ballast) -> Result<En
     opened.map_err(|e| error(dir, e))
 }
 
-/// Finds the store key and compares what the store says about itself with the marker; makes both for a new store.
+/// Makes a new database, aside and then at once, so that one that is there is always one that was finished.
+fn create(dir: &Path, spaces: &[Space], keys: &StoreKeys) -> Result<(), StoreError> {
+    let aside = dir.join(files::DATABASE_ASIDE);
+    let path = dir.join(files::DATABASE);
+    let unusable = |e| StoreError::writing(dir, &path, "create", e);
+    // What a crash left of an earlier attempt; nobody was ever told that it held anything.
+    match fs::remove_dir_all(&aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(unusable(e)),
+        _ => {}
+    }
+    DirBuilder::new().mode(0o700).create(&aside).map_err(unusable)?;
+    let engine = Engine::open(&aside, spaces).map_err(|e| error(dir, e))?;
+    let introduced = introduce(dir, &engine, keys);
+    if !engine.close() {
+        return Err(error(dir, EngineError::Failed("it did not close in time".to_owned())));
+    }
+    introduced?;
+    fs::rename(&aside, &path).and_then(|()| files::sync_dir(dir)).map_err(unusable)
+}
+
+/// Gives a new database its key and its name.
+fn introduce(dir: &Path, engine: &Engine, keys: &StoreKeys) -> Result<(), StoreError> {
+    let key = StoreKey::generate().map_err(|_| random(dir))?;
+    let mut id = [0u8; 16];
+    seal::fill(&mut id).map_err(|_| random(dir))?;
+    let identity = Identity { schema: SCHEMA, store_id: hex(&id) };
+    let identity = serde_json::to_vec(&identity).unwrap_or_default();
+    let sealer = key.sealer().map_err(|_| random(dir))?;
+    let identity =
+        sealer.seal(Space::Meta.name(), IDENTITY_RECORD, &identity).map_err(|_| random(dir))?;
+    let wrapped = key.wrap(&keys.current).map_err(|_| random(dir))?;
+    put(dir, engine, vec![(KEY_RECORD, wrapped), (IDENTITY_RECORD, identity)])
+}
+
+/// Finds the store key, and compares what the store says about itself with the marker.
 fn prove(
     dir: &Path,
     engine: &Engine,
-    spaces: &[Space],
     keys: &StoreKeys,
     marker: Option<Marker>,
 ) -> Result<(Marker, Sealer), StoreError> {
-    let key_record = engine.get(Space::Meta, KEY_RECORD).map_err(|e| error(dir, e))?;
-    let sealer = match &key_record {
-        Some(record) => unwrap(dir, engine, record, keys)?,
-        None => create(dir, engine, spaces, keys, marker.as_ref())?,
-    };
+    let record = engine.get(Space::Meta, KEY_RECORD).map_err(|e| error(dir, e))?;
+    let record = record.ok_or_else(|| StoreError::damaged(dir, "the record of its key is gone"))?;
+    let sealer = unwrap(dir, engine, &record, keys)?;
     let identity = identity(dir, engine, &sealer)?;
     if identity.schema > SCHEMA {
         return Err(StoreError::TooNew { dir: dir.to_owned(), found: identity.schema });
@@ -147,31 +178,13 @@ fn unwrap(
     key.sealer().map_err(|_| random(dir))
 }
 
-/// A new store: only where there is no trace of an old one.
-fn create(
-    dir: &Path,
-    engine: &Engine,
-    spaces: &[Space],
-    keys: &StoreKeys,
-    marker: Option<&Marker>,
-) -> Result<Sealer, StoreError> {
-    for &space in spaces {
-        let page = engine.page(space, Bound::Unbounded, 1, 1).map_err(|e| error(dir, e))?;
-        if marker.is_some() || !page.is_empty() {
-            return Err(StoreError::damaged(dir, "the record of its key is gone"));
-        }
-    }
-    let key = StoreKey::generate().map_err(|_| random(dir))?;
-    let sealer = key.sealer().map_err(|_| random(dir))?;
-    let mut id = [0u8; 16];
-    seal::fill(&mut id).map_err(|_| random(dir))?;
-    let identity = Identity { schema: SCHEMA, store_id: hex(&id) };
-    let identity = serde_json::to_vec(&identity).unwrap_or_default();
-    let identity =
-        sealer.seal(Space::Meta.name(), IDENTITY_RECORD, &identity).map_err(|_| random(dir))?;
-    let wrapped = key.wrap(&keys.current).map_err(|_| random(dir))?;
-    put(dir, engine, vec![(KEY_RECORD, wrapped), (IDENTITY_RECORD, identity)])?;
-    Ok(sealer)
+/// The key of a store of which nothing else may be right.
+pub fn find_sealer(engine: &Engine, keys: &StoreKeys) -> Option<Sealer> {
+    let record = engine.get(Space::Meta, KEY_RECORD).ok()??;
+    let keys = [Some(&keys.current), keys.previous.as_ref()];
+    let mut found =
+        keys.into_iter().flatten().filter_map(|key| StoreKey::unwrap(&record, key).ok());
+    found.next()?.sealer().ok()
 }
 
 fn identity(dir: &Path, engine: &Engine, sealer: &Sealer) -> Result<Identity, StoreError> {

@@ -250,7 +250,47 @@ fn the_bound_holds_in_bytes_too() {
     assert!((9..=10).contains(&outbox.depth()), "{}", outbox.depth());
     let session = outbox.begin_session(true);
     let words = drain(&session, &mut 0);
-    assert!(words.last().unwrap().starts_with("49 ") && words[0] > "39".to_owned());
+    assert!(words.last().unwrap().starts_with("49 ") && words[0].as_str() > "39");
+}
+
+#[test]
+fn a_store_that_fails_costs_repeats_and_no_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = store(dir.path());
+        let outbox = Outbox::open(store.clone(), OutboxLimits::default()).unwrap();
+        publish(&outbox, vec![line("a"), terminal("r1")]);
+        let session = outbox.begin_session(true);
+        assert_eq!(drain(&session, &mut 0).len(), 2);
+        store.close().unwrap();
+        let refused = outbox.publish(crate::store::Batch::new(), vec![line("b")]).unwrap_err();
+        assert!(matches!(refused, OutboxError::Store(StoreError::Closed)) && !refused.retry());
+        assert_eq!(outbox.depth(), 2, "what was not stored does not wait");
+        session.acked(2);
+        assert_eq!(outbox.depth(), 0);
+        let id = outbox.last_entry_id();
+        assert_eq!(id, 3, "an id that was given to a failed write is not given again");
+    }
+    let outbox = outbox(dir.path(), OutboxLimits::default());
+    let session = outbox.begin_session(true);
+    assert_eq!(drain(&session, &mut 0), ["a", "end r1"]);
+}
+
+#[test]
+fn entries_that_make_no_sense_are_an_error_at_the_start_and_stop_nobody_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let outbox = Outbox::open(store.clone(), OutboxLimits::default()).unwrap();
+    publish(&outbox, vec![line("a"), line("b"), line("c")]);
+    let mut batch = store.batch();
+    let mut key = vec![b'e'];
+    key.extend(2u64.to_be_bytes());
+    batch.put(Space::Outbox, key, *b"nonsense");
+    store.commit(batch).unwrap();
+    let session = outbox.begin_session(true);
+    assert_eq!(drain(&session, &mut 0), ["a", "c"]);
+    let error = Outbox::open(store, OutboxLimits::default()).err().unwrap();
+    assert!(matches!(error, OutboxError::Entry { entry_id: 2 }), "{error}");
 }
 
 #[test]

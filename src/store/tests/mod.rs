@@ -1,9 +1,14 @@
 //! The store by its claims: what was acknowledged is there, damage is noticed, a full disk passes.
 
 mod basics;
+mod crash;
+mod damage;
+mod footprint;
+mod full;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::engine::Op;
 use super::*;
 
 fn keys(key: &str) -> StoreKeys {
