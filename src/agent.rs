@@ -22,7 +22,7 @@ use crate::clock::unix_ms;
 use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
 use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
 use crate::drivers;
-use crate::host::metrics::HostMetrics;
+use crate::host::metrics::Sampler;
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::observe::dump::dump;
 use crate::observe::socket::{Handler, Reply, StatusSocket};
@@ -273,7 +273,7 @@ fn heartbeat(
     outbox: Outbox,
     state_dir: PathBuf,
 ) -> Box<dyn Fn() -> wire::Heartbeat + Send + Sync> {
-    let sampler = Mutex::new(HostMetrics::new(&state_dir));
+    let sampler = Mutex::new(Sampler::new(&state_dir));
     Box::new(move || {
         let host = sampler.lock().unwrap_or_else(PoisonError::into_inner).sample();
         wire::Heartbeat {

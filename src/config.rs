@@ -10,10 +10,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::calendar::duration;
 use crate::model::Trust;
 use crate::secret::Secret;
 
-pub use parse::{parse_duration, parse_size};
+pub use parse::parse_size;
 
 /// Where state lives unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
@@ -456,11 +457,9 @@ impl Reader<'_> {
 
     fn duration(&mut self, name: &str) -> Option<Duration> {
         let text = self.get(name)?;
-        let duration = parse_duration(&text);
-        if duration.is_none() {
-            self.problem(format!("{name} must be a duration such as 90s, 10m or 2h, not {text:?}"));
-        }
-        duration
+        duration::parse(&text)
+            .map_err(|error| self.problem(format!("{name} is {text:?}, but {error}")))
+            .ok()
     }
 }
 

@@ -2,10 +2,32 @@
 //!
 //! Results go to stdout, everything about the way there to stderr.
 
+#[cfg(feature = "control")]
+mod artifacts;
+#[cfg(feature = "control")]
+pub mod backup;
+#[cfg(feature = "control")]
+pub mod client;
 pub mod decrypt;
 pub mod dump_state;
+#[cfg(feature = "control")]
+pub mod key;
+#[cfg(feature = "control")]
+pub mod place;
+#[cfg(feature = "control")]
+pub mod restore;
 pub mod run;
+#[cfg(feature = "control")]
+pub mod runs;
+#[cfg(feature = "control")]
+mod scratch;
+#[cfg(feature = "control")]
+pub mod show;
 pub mod status;
+#[cfg(feature = "control")]
+pub mod up;
+#[cfg(feature = "control")]
+pub mod verify;
 pub mod version;
 
 use argh::FromArgs;
@@ -25,6 +47,18 @@ pub struct TopLevel {
 #[argh(subcommand)]
 enum Command {
     Run(run::RunArgs),
+    #[cfg(feature = "control")]
+    Up(up::UpArgs),
+    #[cfg(feature = "control")]
+    Backup(backup::BackupArgs),
+    #[cfg(feature = "control")]
+    Runs(runs::RunsArgs),
+    #[cfg(feature = "control")]
+    Restore(restore::RestoreArgs),
+    #[cfg(feature = "control")]
+    Verify(verify::VerifyArgs),
+    #[cfg(feature = "control")]
+    Key(key::KeyArgs),
     Status(status::StatusArgs),
     HealthCheck(status::HealthCheckArgs),
     Decrypt(decrypt::DecryptArgs),
@@ -64,6 +98,18 @@ pub fn main() -> Exit {
 fn run(command: Command) -> Exit {
     match command {
         Command::Run(args) => run::run(args),
+        #[cfg(feature = "control")]
+        Command::Up(args) => up::run(&args),
+        #[cfg(feature = "control")]
+        Command::Backup(args) => backup::run(&args),
+        #[cfg(feature = "control")]
+        Command::Runs(args) => runs::run(&args),
+        #[cfg(feature = "control")]
+        Command::Restore(args) => restore::run(&args),
+        #[cfg(feature = "control")]
+        Command::Verify(args) => verify::run(&args),
+        #[cfg(feature = "control")]
+        Command::Key(args) => key::run(&args),
         Command::Status(args) => status::status(&args),
         Command::HealthCheck(args) => status::health_check(&args),
         Command::Decrypt(args) => decrypt::run(&args),

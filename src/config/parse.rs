@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -41,34 +40,6 @@ pub fn parse_size(text: &str) -> Option<u64> {
         _ => return None,
     };
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-/// Parts with units, largest first: `90s`, `10m`, `2h30m`, `7d`; a bare number is refused.
-pub fn parse_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.trim();
-    let mut total = Duration::ZERO;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let (number, tail) = rest.split_at(digits);
-        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(letters);
-        let number = number.parse::<u64>().ok()?;
-        let part = match unit {
-            "ms" => Duration::from_millis(number),
-            "s" => Duration::from_secs(number),
-            "m" | "min" => Duration::from_secs(number.checked_mul(60)?),
-            "h" => Duration::from_secs(number.checked_mul(3_600)?),
-            "d" => Duration::from_secs(number.checked_mul(86_400)?),
-            "w" => Duration::from_secs(number.checked_mul(604_800)?),
-            _ => return None,
-        };
-        total = total.checked_add(part)?;
-        rest = tail;
-    }
-    Some(total)
 }
 
 /// Comma-separated base64 SHA-256 hashes.
@@ -126,16 +97,6 @@ mod tests {
         assert_eq!(parse_size("1g"), Some(1 << 30));
         for bad in ["", "MiB", "1.5G", "-1", "99999999999T", "1 parsec"] {
             assert_eq!(parse_size(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn durations() {
-        assert_eq!(parse_duration("90s"), Some(Duration::from_secs(90)));
-        assert_eq!(parse_duration("2h30m"), Some(Duration::from_secs(9_000)));
-        assert_eq!(parse_duration("7d"), Some(Duration::from_secs(604_800)));
-        for bad in ["", "5", "h", "1y", "-1s", "99999999999999999999s", "18446744073709551615w"] {
-            assert_eq!(parse_duration(bad), None, "{bad}");
         }
     }
 

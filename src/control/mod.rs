@@ -1,1 +1,37 @@
-//! See DESIGN.md §9.
+//! The embedded control plane: what `backupy up` adds to the agent.
+//!
+//! ```text
+//! file ──▶ schedule ──▶ (session: RunBackup) ──▶ agent ──▶ PUT ──▶ storage
+//!   │         ▲                                                      │
+//!   └▶ keep ──┤              catalogue ◀── commit ◀── manifest ◀─────┘
+//!             └── catalogue     │
+//!                               └──▶ restore, verify (also offline: storage + master key only)
+//! ```
+//!
+//! The storage is the truth about what can be restored, the catalogue about what happened; `commit` is the one
+//! place that changes both, in the order that a crash cannot spoil.
+
+pub mod catalogue;
+pub mod commit;
+pub mod durable;
+pub mod file;
+pub mod keep;
+pub mod keys;
+pub mod manifest;
+pub mod restore;
+pub mod schedule;
+pub mod storage;
+pub mod verify;
+
+pub mod connect;
+pub mod embedded;
+pub mod http;
+pub mod local;
+pub mod notify;
+pub mod objects;
+pub mod plane;
+pub mod scheduler;
+pub mod server;
+pub mod session;
+pub mod view;
+pub mod watch;

@@ -67,7 +67,7 @@ pub enum DriverError {
         /// The tool.
         tool: String,
     },
-    /// The next stage did not take the dump; its own error is the one to report.
+    /// The next stage did not take the dump, and nobody cancelled; its own error is the one to report.
     Sink(io::Error),
     /// Somebody asked for the stop.
     Cancelled(Why),

@@ -250,7 +250,9 @@ impl<'a> Running<'a> {
             self.wait(Deadline::after(stuck), stuck, cancel)?;
             self.drain_stderr()?;
             if let Some(length) = self.read_stdout(&mut buffer)? {
-                sink(buffer.get(..length).unwrap_or_default()).map_err(ExecError::Sink)?;
+                sink(buffer.get(..length).unwrap_or_default()).map_err(|error| {
+                    cancel.why().map_or(ExecError::Sink(error), ExecError::Cancelled)
+                })?;
             }
         }
         let status = self.wait_for_end(Deadline::after(stuck), stuck, cancel)?;

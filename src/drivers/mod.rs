@@ -12,6 +12,7 @@
 pub mod address;
 mod error;
 mod exec;
+pub mod load;
 mod marks;
 mod passfile;
 mod postgres;

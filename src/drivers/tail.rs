@@ -31,26 +31,30 @@ impl Tail {
     /// The text. If something was cut off, the first line goes too: it may begin in the middle of a secret.
     pub(super) fn text(&self, secrets: &[Secret]) -> Said {
         let whole = String::from_utf8_lossy(&self.bytes);
-        let text =
+        let said =
             if self.cut { whole.split_once('\n').map_or("", |(_, rest)| rest) } else { &whole };
-        let mut raw = text.to_owned();
+        let mut shown = said.to_owned();
         for secret in secrets {
             if secret.expose().len() >= SHORTEST_SECRET {
-                raw = raw.replace(secret.expose(), "***");
+                shown = shown.replace(secret.expose(), "***");
             }
         }
-        Said(raw)
+        Said { said: Secret::new(said), shown }
     }
 }
 
-/// What a tool said: several lines, secrets already blotted out.
+/// What a tool said. What is shown of it has the secrets blotted out; what it means is read from the whole,
+/// for a password may well be an ordinary word such as `server`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Said(String);
+pub struct Said {
+    said: Secret,
+    shown: String,
+}
 
 impl Said {
     /// The lines that say something, without control characters.
     pub(super) fn lines(&self) -> impl Iterator<Item = String> + '_ {
-        self.0
+        self.shown
             .lines()
             .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
             .map(|line| line.trim().to_owned())
@@ -59,12 +63,12 @@ impl Said {
 
     /// Whether any of `patterns` occurs in it.
     pub(super) fn has_any(&self, patterns: &[&str]) -> bool {
-        patterns.iter().any(|pattern| self.0.contains(pattern))
+        patterns.iter().any(|pattern| self.said.expose().contains(pattern))
     }
 
     /// What stands between `before` and the next of `ends`.
     pub(super) fn after(&self, before: &str, ends: &[char]) -> Option<&str> {
-        let rest = self.0.split_once(before)?.1;
+        let rest = self.said.expose().split_once(before)?.1;
         rest.split(ends).next()
     }
 
@@ -83,7 +87,7 @@ impl Said {
 
 impl From<&str> for Said {
     fn from(text: &str) -> Self {
-        Self(text.to_owned())
+        Self { said: Secret::new(text), shown: text.to_owned() }
     }
 }
 
@@ -111,6 +115,16 @@ mod tests {
             let said = tail.text(std::slice::from_ref(&secret)).brief();
             assert!(!said.contains("password"), "{said}");
         }
+    }
+
+    #[test]
+    fn a_password_that_is_an_ordinary_word_does_not_hide_the_meaning() {
+        let mut tail = Tail::default();
+        tail.push(b"server closed the connection\n");
+        let said = tail.text(&[Secret::new("server")]);
+        assert_eq!(said.brief(), "*** closed the connection");
+        assert!(said.has_any(&["server closed"]));
+        assert!(!format!("{said:?}").contains("server"));
     }
 
     #[test]

@@ -12,8 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::DriverError;
+use crate::thread::spawn;
 
 const PREFIX: &str = "driver-";
+/// From here on it takes so long to free a file's space (a second for some GiB) that a run must not wait.
+const LARGE_BYTES: u64 = 64 << 20;
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Makes names unique within the process; across processes the exclusive creation does.
@@ -33,7 +36,7 @@ impl WorkFile {
     }
 
     fn try_create(work_dir: &Path, purpose: &str) -> io::Result<(Self, File)> {
-        DirBuilder::new().recursive(true).mode(0o700).create(work_dir)?;
+        create_dir(work_dir)?;
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = work_dir.join(format!("{PREFIX}{purpose}-{}-{number}", std::process::id()));
@@ -54,6 +57,7 @@ impl WorkFile {
 
 impl Drop for WorkFile {
     fn drop(&mut self) {
+        let held = File::open(&self.path).ok();
         for companion in COMPANIONS {
             // Usually there is none.
             let _ = fs::remove_file(with_suffix(&self.path, companion));
@@ -63,7 +67,22 @@ impl Drop for WorkFile {
         {
             log::warn!("failed to remove {}: {error}", self.path.display());
         }
+        let large = |file: &File| file.metadata().is_ok_and(|meta| meta.len() > LARGE_BYTES);
+        if let Some(file) = held.filter(large) {
+            // The name is gone; what takes time is giving the space back with the last close. Nobody joins
+            // this thread, as a cancelled run must not wait for it (if there is no thread, it does).
+            let _ = spawn("free-space", move || drop(file));
+        }
     }
+}
+
+fn create_dir(work_dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(work_dir)
+}
+
+/// Creates the work directory, private, where it is missing.
+pub(super) fn ensure(work_dir: &Path) -> Result<(), DriverError> {
+    create_dir(work_dir).map_err(|source| DriverError::Work { path: work_dir.to_owned(), source })
 }
 
 /// `path` with `suffix` appended to its last component.

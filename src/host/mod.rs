@@ -1,3 +1,3 @@
-//! What can be known of the machine we run on.
+//! The machine: what it is and how it is doing. Plain values; who sends them where is not known here.
 
 pub mod metrics;

@@ -259,6 +259,12 @@ impl Socket {
         let _ = self.tcp.shutdown(Shutdown::Both);
     }
 
+    /// Turns asked for so far.
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> u64 {
+        self.lock().next_ticket
+    }
+
     fn lock(&self) -> MutexGuard<'_, Turns> {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }

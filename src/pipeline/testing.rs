@@ -87,7 +87,7 @@ impl Store {
             let mut handlers = Vec::new();
             for number in 0.. {
                 let (stream, _) = listener.accept().unwrap();
-                if matches!(stopped.try_recv(), Err(TryRecvError::Disconnected)) {
+                if is_last(&stream, &stopped) {
                     break;
                 }
                 let play = script[number.min(script.len() - 1)].clone();
@@ -138,7 +138,10 @@ impl Store {
 
     fn stop(&mut self) {
         drop(self.stop.take());
-        let _ = TcpStream::connect(self.address);
+        // Behind the connections that wait to be accepted, which are still played.
+        if let Ok(mut last) = TcpStream::connect(self.address) {
+            let _ = last.write_all(LAST);
+        }
         if let Some(thread) = self.thread.take() {
             let result = thread.join();
             if !std::thread::panicking() {
@@ -152,6 +155,16 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What the store sends itself to stop.
+const LAST: &[u8] = b"!";
+
+fn is_last(stream: &TcpStream, stopped: &Receiver<Never>) -> bool {
+    let mut first = [0; 1];
+    matches!(stopped.try_recv(), Err(TryRecvError::Disconnected))
+        && matches!(stream.peek(&mut first), Ok(1))
+        && first == LAST
 }
 
 trait Conn: Read + Write {}

@@ -222,6 +222,33 @@ fn bad_credentials_fail_before_the_dump() {
 }
 
 #[test]
+fn the_upload_takes_the_credentials_of_its_moment() {
+    let bench = Bench::new();
+    let (first, second) = (ok_store(), ok_store());
+    let asked = AtomicUsize::new(0);
+    let creds = || match asked.fetch_add(1, Ordering::Relaxed) {
+        0 => first.creds(),
+        _ => UploadCreds { object_key: "fresh".into(), ..second.creds() },
+    };
+    let outcome = back_up(Order {
+        driver: Box::new(Fake::with(sample(1000))),
+        compression: Compression::Zstd,
+        key: None,
+        creds: &creds,
+        upload: &bench.upload,
+        policy: &bench.policy,
+        limits: &bench.limits,
+        state_dir: bench.dir.path(),
+        deadline: None,
+        cancel: &bench.cancel,
+        progress: &|_| (),
+    })
+    .unwrap();
+    assert_eq!(outcome.object_key, "fresh");
+    assert_eq!((first.finish().len(), second.finish().len()), (0, 1));
+}
+
+#[test]
 fn a_driver_that_fails_uploads_nothing() {
     let half = || {
         Fake::dumping(|_, out| {

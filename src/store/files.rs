@@ -66,6 +66,9 @@ pub fn prepare_dir(dir: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// How long a lock that is taken may still be let go of.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
+
 /// Held while a process works with the directory; the system lets go of it when the process dies.
 #[derive(Debug)]
 pub struct Lock {
@@ -85,12 +88,19 @@ impl Lock {
             .mode(0o600)
             .open(&path)
             .map_err(unusable)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(StoreError::Locked { dir: dir.to_owned(), pid: holder(&mut file) });
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                // A child that was just forked holds it too, until it has become another program.
+                Err(fs::TryLockError::WouldBlock) if start.elapsed() < LOCK_TIMEOUT => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(fs::TryLockError::WouldBlock) => {
+                    return Err(StoreError::Locked { dir: dir.to_owned(), pid: holder(&mut file) });
+                }
+                Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
             }
-            Err(fs::TryLockError::Error(e)) => return Err(unusable(e)),
         }
         let pid = std::process::id().to_string();
         // On a full disk the lock is held all the same, it only cannot say by whom.

@@ -170,7 +170,8 @@ mod tests {
         let record = sealer.seal("runs", b"r1", b"value").unwrap();
         assert_eq!(sealer.open("runs", b"r1", &record).unwrap().as_slice(), b"value");
         assert!(sealer.open("runs", b"r2", &record).is_none(), "another key");
-        assert!(sealer.open("run", b"sr1", &record).is_none(), "another space");
+        assert!(sealer.open("jobs", b"r1", &record).is_none(), "another space");
+        assert!(sealer.open("run", b"sr1", &record).is_none(), "another cut between the two");
         for i in 0..record.len() {
             let mut changed = record.clone();
             changed[i] ^= 1;

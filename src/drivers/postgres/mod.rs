@@ -13,6 +13,7 @@
 mod conninfo;
 mod fault;
 mod header;
+pub(super) mod load;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded, select};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::SqliteFault;
 use super::inspect::MAGIC;
@@ -84,8 +84,8 @@ fn quick_check(copy: &Connection, warnings: &mut Vec<String>) -> Result<(), Sqli
 }
 
 /// A plain `SQLITE_ERROR`: an unknown function, collation or module. Damage has codes of its own.
-fn needs_the_application(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|e| e.code == ErrorCode::Unknown && e.extended_code == 1)
+pub(super) fn needs_the_application(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|e| e.extended_code & 0xff == ffi::SQLITE_ERROR)
 }
 
 fn check_each_table(copy: &Connection, warnings: &mut Vec<String>) -> Result<(), SqliteFault> {
@@ -110,7 +110,7 @@ fn check_each_table(copy: &Connection, warnings: &mut Vec<String>) -> Result<(),
 }
 
 /// The findings; empty if all is well.
-fn findings(copy: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
+pub(super) fn findings(copy: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
     let mut statement = copy.prepare(sql)?;
     let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
     let all = rows.collect::<rusqlite::Result<Vec<_>>>()?;
@@ -122,7 +122,7 @@ fn clean(line: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-fn judge(found: Vec<String>, warnings: &mut Vec<String>) -> Result<(), SqliteFault> {
+pub(super) fn judge(found: Vec<String>, warnings: &mut Vec<String>) -> Result<(), SqliteFault> {
     let (content, structure): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|line| CONTENT.iter().any(|start| line.starts_with(start)));
     if !structure.is_empty() {
@@ -136,7 +136,7 @@ fn judge(found: Vec<String>, warnings: &mut Vec<String>) -> Result<(), SqliteFau
 }
 
 /// Runs `work`, interrupting the connection's statements as soon as the cancel comes.
-fn interruptible<T>(
+pub(super) fn interruptible<T>(
     copy: &Connection,
     cancel: &Cancel,
     work: impl FnOnce() -> Result<T, SqliteFault>,

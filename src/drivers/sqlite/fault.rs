@@ -86,8 +86,11 @@ impl From<rusqlite::Error> for SqliteFault {
         };
         match code {
             _ if extended == ffi::SQLITE_READONLY_ROLLBACK => Self::HotJournal,
-            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
-                Self::Busy { waited: Duration::ZERO }
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::FileLockingProtocolFailed => Self::Busy { waited: Duration::ZERO },
+            ErrorCode::DiskFull => {
+                Self::Failed("the disk with the agent's state directory is full".to_owned())
             }
             ErrorCode::NotADatabase => Self::NotADatabase,
             ErrorCode::DatabaseCorrupt => Self::Corrupt(clean(&error)),

@@ -20,7 +20,7 @@ use crate::drivers::{Context, DriverError, space};
 use crate::model::{Progress, Step};
 
 /// Copied at once; in rollback mode nobody can write meanwhile, and nothing of it can be cancelled.
-const STEP_BYTES: u32 = 4 << 20;
+const STEP_BYTES: u32 = 1 << 20;
 const MAX_RESTARTS: u32 = 3;
 /// Between two tries to get a lock. Not a multiple of anything, lest we keep step with a writer.
 const PAUSES_MS: [u64; 6] = [1, 2, 5, 11, 23, 37];

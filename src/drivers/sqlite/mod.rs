@@ -25,6 +25,7 @@ mod check;
 mod fault;
 mod inspect;
 mod live;
+pub(super) mod load;
 mod quiet;
 mod turn;
 
@@ -36,7 +37,7 @@ use std::time::Duration;
 pub use fault::SqliteFault;
 
 use self::inspect::inspect;
-use super::workfile::WorkFile;
+use super::workfile::{self, WorkFile};
 use super::{Context, Driver, DriverError, Dumped, Prepared, space};
 use crate::clock::Deadline;
 use crate::config::HostPolicy;
@@ -68,7 +69,8 @@ impl Driver for Sqlite {
         let real = access::admit(&self.path, cx)?;
         let _turn = turn::take(&real, cx.cancel).map_err(|f| self.or_cancelled(f, cx))?;
         let seen = inspect(&real).map_err(|fault| self.fault(fault))?;
-        space::check(cx.work_dir.parent().unwrap_or(cx.work_dir), seen.bytes(), cx.limits)?;
+        workfile::ensure(cx.work_dir)?;
+        space::check(cx.work_dir, seen.bytes(), cx.limits)?;
         Ok(Prepared {
             engine_version: format!("SQLite {}", rusqlite::version()),
             size_hint_bytes: Some(seen.bytes()),
@@ -97,13 +99,13 @@ impl Sqlite {
     ) -> Result<WorkFile, DriverError> {
         let _turn = turn::take(real, cx.cancel).map_err(|fault| self.or_cancelled(fault, cx))?;
         let deadline = Deadline::after(cx.limits.stuck_timeout);
+        // Once the journal was found to be hot it is not tried again: as root, SQLite touches it by looking.
         let mut hot = false;
         loop {
             let seen = inspect(real).map_err(|fault| self.fault(fault))?;
             let (snapshot, file) = WorkFile::create(cx.work_dir, "snapshot")?;
             space::check(cx.work_dir, seen.bytes(), cx.limits)?;
-            let made = if seen.quiet() || hot {
-                hot = false;
+            let made = if seen.quiet() || (hot && seen.journal.is_some()) {
                 quiet::copy(real, &seen, &snapshot, file, cx)
             } else {
                 live::copy(real, &seen, snapshot.path(), cx, warnings)
@@ -180,7 +182,9 @@ fn stream(
         if length == 0 {
             return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        out.write_all(buffer.get(..length).unwrap_or_default()).map_err(DriverError::Sink)?;
+        out.write_all(buffer.get(..length).unwrap_or_default()).map_err(|error| {
+            cx.cancel.why().map_or(DriverError::Sink(error), DriverError::Cancelled)
+        })?;
         done += length as u64;
         let percent = percent(1, done, bytes);
         (cx.progress)(Progress { step: Step::Dumping, percent, bytes: done });

@@ -5,3 +5,4 @@ mod handshake;
 mod hostile;
 mod support;
 mod trouble;
+mod wire;

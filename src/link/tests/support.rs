@@ -527,6 +527,18 @@ pub fn until(what: &str, check: impl Fn() -> bool) {
     }
 }
 
+/// Bytes that the kernel holds for the agent's end of this connection.
+pub fn unread_by_agent(peer: &Peer) -> u64 {
+    let port = |address: SocketAddr| format!(":{:04X}", address.port());
+    let (near, far) =
+        (port(peer.tcp().peer_addr().unwrap()), port(peer.tcp().local_addr().unwrap()));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = line.into_iter().find(|w| w[1].ends_with(&near) && w[2].ends_with(&far));
+    let queues = line.expect("the connection is gone")[4].to_owned();
+    u64::from_str_radix(queues.split_once(':').unwrap().1, 16).unwrap()
+}
+
 /// Passes bytes both ways until either side ends.
 pub fn relay(near: TcpStream, far: TcpStream) {
     let frozen = Arc::new(AtomicBool::new(false));

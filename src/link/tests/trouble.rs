@@ -85,8 +85,10 @@ fn stops_reading(server: Server, setup: Setup) {
     for number in 0..300 {
         let message = ServerMessage::CancelJob { job_id: format!("{number}") };
         let bytes = wire::encode_server(wire::Header::default(), message);
-        let frames = [Message::Ping("p".repeat(100).into()), Message::binary(bytes)];
-        if frames.into_iter().try_for_each(|frame| peer.websocket.send(frame)).is_err() {
+        // More pongs than may wait: only the newest of them matter.
+        let pings = (0..5).map(|_| Message::Ping("p".repeat(100).into()));
+        let mut frames = pings.chain([Message::binary(bytes)]);
+        if frames.try_for_each(|frame| peer.websocket.send(frame)).is_err() {
             break;
         }
         sent += 1;
@@ -182,6 +184,69 @@ fn a_slow_peer_over_tls() {
     let (server, file) = (Server::tls(&ca), ca.file());
     let setup = Setup::new(server.url()).ca(&file);
     slow_but_alive(server, setup);
+}
+
+#[test]
+fn input_that_a_write_read_is_not_lost() {
+    let ca = Ca::new();
+    let (server, file) = (Server::tls(&ca).small_buffers(), ca.file());
+    let mut setup = Setup::new(server.url()).ca(&file);
+    setup.send_buffer_bytes = Some(8 * 1024);
+    setup.events = 1;
+    let agent = setup.start();
+    let mut peer = server.session(durable());
+    agent.up();
+    // The reader is stuck with the second command, and the third waits in the kernel …
+    for number in 0..3 {
+        let message = ServerMessage::CancelJob { job_id: number.to_string() };
+        peer.send(message);
+        if number < 2 {
+            until("not read", || unread_by_agent(&peer) == 0);
+        }
+    }
+    until("not there", || unread_by_agent(&peer) > 0);
+    // … where a write that blocks finds it.
+    large_entries(&agent.kept);
+    until("the write read nothing", || unread_by_agent(&peer) == 0);
+    for number in 0..3 {
+        match agent.event() {
+            Event::Message { message: ServerMessage::CancelJob { job_id }, .. } => {
+                assert_eq!(job_id, number.to_string());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn the_last_pong_arrives(server: Server, setup: Setup) {
+    let server = server.small_buffers();
+    let mut setup = setup;
+    setup.send_buffer_bytes = Some(8 * 1024);
+    let agent = setup.start();
+    let mut peer = server.session(durable());
+    agent.up();
+    for number in 0..3000 {
+        peer.frame(Message::Ping(format!("{number:0100}").into()));
+    }
+    until("not read", || unread_by_agent(&peer) == 0);
+    let last = Message::Pong(format!("{:0100}", 2999).into());
+    while peer.websocket.read().unwrap() != last {}
+    assert_eq!(agent.status.snapshot().sessions, 1);
+}
+
+#[test]
+fn a_pong_that_did_not_fit_goes_out_later() {
+    let server = Server::plain();
+    let setup = Setup::new(server.url());
+    the_last_pong_arrives(server, setup);
+}
+
+#[test]
+fn a_pong_that_did_not_fit_goes_out_later_over_tls() {
+    let ca = Ca::new();
+    let (server, file) = (Server::tls(&ca), ca.file());
+    let setup = Setup::new(server.url()).ca(&file);
+    the_last_pong_arrives(server, setup);
 }
 
 #[test]

@@ -104,6 +104,24 @@ fn unconfirmed_entries_are_sent_again_in_order_after_a_reconnect_and_a_restart()
 }
 
 #[test]
+fn ids_are_never_given_twice_not_even_when_nothing_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let outbox = outbox(dir.path(), OutboxLimits::default());
+        publish(&outbox, vec![line("a"), line("b")]);
+        let session = outbox.begin_session(true);
+        drain(&session, &mut 0);
+        session.acked(2);
+        assert_eq!(outbox.depth(), 0);
+    }
+    let outbox = outbox(dir.path(), OutboxLimits::default());
+    assert_eq!(outbox.last_entry_id(), 2);
+    publish(&outbox, vec![line("c")]);
+    let session = outbox.begin_session(true);
+    assert_eq!(session.next().unwrap().unwrap().entry_id, 3);
+}
+
+#[test]
 fn with_pongs_a_result_goes_twice_and_everything_else_once() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = outbox(dir.path(), OutboxLimits::default());

@@ -1,0 +1,165 @@
+//! The file of `backupy up` → [`Settings`], or every problem in it with its line.
+//!
+//! ```toml
+//! [storage]
+//! directory = "/var/backups/db"            # where the artifacts go; outside the state directory
+//!
+//! [[backup]]
+//! name = "shop"
+//! database = "postgres://backup@localhost/shop?sslmode=require"
+//! password = "file:/etc/backupy/shop.password"     # or "env:SHOP_PASSWORD"
+//! cron = "0 3 * * *"                       # UTC …
+//! keep = { last = 7, days = 30 }           # deleted only when it is neither
+//!
+//! [[backup]]
+//! name = "app"
+//! database = "sqlite:///srv/app.db"
+//! every = "6h"                             # … or an interval
+//! ```
+//!
+//! Everything else has a default:
+//!
+//! | where | key | default | meaning |
+//! |---|---|---|---|
+//! | top | `state_dir` | `/var/lib/backupy` | catalogue, queue, spool; absolute |
+//! | top | `on_failure` | – | shell command, run when a backup failed or did not happen |
+//! | top | `max_parallel` | 1 | runs at the same time, 1–32 |
+//! | `[storage]` | `directory` | required | absolute |
+//! | `[keys]` | `master` | `STATE_DIR/master.key` | absolute; outside the storage |
+//! | `[maintenance]` | `start`, `end` | – | `HH:MM` UTC; no scheduled run starts in between |
+//! | `[[backup]]` | `name` | required | letters, digits, `.`, `_`, `-`; at most 64 |
+//! | | `database` | required | see [`url`] |
+//! | | `password` | – | `env:NAME`, `file:/path`, or the password itself (with a warning) |
+//! | | `container` | – | reach the database inside this container |
+//! | | `cron` / `every` | one of them | five fields or `@daily`; `30m`, `6h`, `1d` |
+//! | | `keep` | everything (a warning) | `last` and `days` |
+//! | | `compression` | `zstd` | `zstd`, `gzip`, `none` |
+//! | | `timeout` | `12h` | of a run with all its attempts |
+//! | | `retry` | 3 attempts, `["30s", "2m"]` | `attempts`, `backoff` |
+//!
+//! Keys at the top stand before the first `[table]`, as TOML wants it.
+
+mod backup;
+mod flags;
+mod parse;
+mod reader;
+#[cfg(test)]
+mod tests;
+pub mod url;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::keep;
+use super::schedule::plan::Entry;
+use super::schedule::{Schedule, Window};
+use crate::model::{Advanced, AgentConfig, Compression, Job, Maintenance, RetryPolicy, Target};
+
+pub use flags::Flags;
+pub use parse::{load, parse};
+pub use reader::Problem;
+
+/// Where the state is kept unless the file says otherwise.
+pub const STATE_DIR: &str = "/var/lib/backupy";
+
+/// Largest file that is read.
+pub const FILE_MAX: u64 = 1 << 20;
+
+/// Where the artifacts go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StorageSettings {
+    /// A directory on this host.
+    Directory(PathBuf),
+}
+
+/// One database with its schedule and rules.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backup {
+    /// Its name: the id of target and job, the first part of every object key.
+    pub name: String,
+    /// What is backed up.
+    pub target: Target,
+    /// When.
+    pub schedule: Schedule,
+    /// What stays.
+    pub keep: keep::Rule,
+    /// How the dump is compressed.
+    pub compression: Compression,
+    /// Bounds a run with all its attempts.
+    pub timeout: Duration,
+    /// How failures that can pass are tried again.
+    pub retry: RetryPolicy,
+}
+
+/// All that the file (or the flags) say, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Catalogue, queue, spool.
+    pub state_dir: PathBuf,
+    /// Where the artifacts go.
+    pub storage: StorageSettings,
+    /// The master key's file.
+    pub master_key: PathBuf,
+    /// When no scheduled run starts.
+    pub window: Option<Window>,
+    /// The same for the agent.
+    pub maintenance: Option<Maintenance>,
+    /// Shell command for failures.
+    pub on_failure: Option<String>,
+    /// Runs at the same time.
+    pub max_parallel: u32,
+    /// The backups, in the order of the file; at least one.
+    pub backups: Vec<Backup>,
+    /// Doubtful, but not wrong.
+    pub warnings: Vec<Problem>,
+}
+
+impl Settings {
+    /// The configuration for the agent.
+    pub fn agent_config(&self, version: u64) -> AgentConfig {
+        AgentConfig {
+            version,
+            targets: self.backups.iter().map(|backup| backup.target.clone()).collect(),
+            jobs: self.backups.iter().map(job).collect(),
+            checks: Vec::new(),
+            maintenance: self.maintenance.clone(),
+            advanced: Advanced { max_parallel_jobs: self.max_parallel, ..Advanced::default() },
+        }
+    }
+
+    /// The schedules for the planner.
+    pub fn entries(&self) -> Vec<Entry> {
+        let entry = |b: &Backup| Entry { backup: b.name.clone(), schedule: b.schedule.clone() };
+        self.backups.iter().map(entry).collect()
+    }
+
+    /// The backup of that name.
+    pub fn backup(&self, name: &str) -> Option<&Backup> {
+        self.backups.iter().find(|backup| backup.name == name)
+    }
+
+    /// The storage directory.
+    pub fn storage_dir(&self) -> &Path {
+        match &self.storage {
+            StorageSettings::Directory(directory) => directory,
+        }
+    }
+}
+
+fn job(backup: &Backup) -> Job {
+    Job {
+        id: backup.name.clone(),
+        target_id: backup.target.id.clone(),
+        cron: match &backup.schedule {
+            Schedule::Cron(line) => line.text().to_owned(),
+            Schedule::Every(_) => String::new(),
+        },
+        retention_days: backup.keep.days.unwrap_or(0),
+        compression: backup.compression.as_str().to_owned(),
+        encryption_enabled: true,
+        pre_hooks: Vec::new(),
+        post_hooks: Vec::new(),
+        retry: backup.retry.clone(),
+        timeout_sec: u32::try_from(backup.timeout.as_secs()).unwrap_or(u32::MAX),
+    }
+}

@@ -1,0 +1,257 @@
+//! By claim: what a good file means, and that every mistake is found with its line, all at once.
+
+use super::*;
+use crate::model::{Engine, Way};
+
+const GOOD: &str = r#"
+state_dir = "/var/lib/backupy"
+on_failure = "mail -s failed root"
+max_parallel = 2
+
+[storage]
+directory = "/var/backups/db"
+
+[keys]
+master = "/etc/backupy/master.key"
+
+[maintenance]
+start = "23:30"
+end = "01:00"
+
+[[backup]]
+name = "shop"
+database = "postgres://backup@localhost:5432/shop?sslmode=require"
+password = "file:/etc/backupy/shop.password"
+cron = "0 3 * * *"
+keep = { last = 7, days = 30 }
+compression = "gzip"
+timeout = "2h"
+retry = { attempts = 5, backoff = ["30s", "5m"] }
+
+[[backup]]
+name = "app"
+database = "sqlite:///srv/app.db"
+every = "6h"
+keep = { last = 3 }
+"#;
+
+#[test]
+fn a_good_file() {
+    let settings = parse(GOOD).unwrap();
+    assert_eq!(settings.storage_dir(), Path::new("/var/backups/db"));
+    assert_eq!(settings.master_key, Path::new("/etc/backupy/master.key"));
+    assert_eq!((settings.max_parallel, settings.backups.len()), (2, 2));
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    let shop = settings.backup("shop").unwrap();
+    assert_eq!(shop.schedule.to_string(), "0 3 * * *");
+    assert_eq!(shop.keep, keep::Rule { last: Some(7), days: Some(30) });
+    assert_eq!((shop.compression, shop.timeout), (Compression::Gzip, Duration::from_secs(7200)));
+    assert_eq!(shop.retry, RetryPolicy { max_attempts: 5, backoff_sec: vec![30, 300] });
+    assert_eq!(shop.target.connection.password_ref.expose(), "file:/etc/backupy/shop.password");
+    let app = settings.backup("app").unwrap();
+    assert_eq!(app.schedule, Schedule::Every(Duration::from_secs(6 * 3600)));
+    assert_eq!((app.target.engine, app.timeout), (Engine::Sqlite, Duration::from_secs(12 * 3600)));
+    assert_eq!(settings, parse(GOOD).unwrap(), "the same file means no change");
+}
+
+#[test]
+fn the_agents_configuration() {
+    let config = parse(GOOD).unwrap().agent_config(7);
+    assert_eq!((config.version, config.advanced.max_parallel_jobs), (7, 2));
+    assert_eq!(config.maintenance.unwrap().start_utc, "23:30");
+    let job = &config.jobs[0];
+    assert_eq!(
+        (job.id.as_str(), job.target_id.as_str(), job.cron.as_str()),
+        ("shop", "shop", "0 3 * * *")
+    );
+    assert_eq!((job.timeout_sec, job.retention_days, job.encryption_enabled), (7200, 30, true));
+    assert_eq!(config.jobs[1].cron, "");
+    assert_eq!(config.targets[1].connection.database, "/srv/app.db");
+}
+
+/// (line, a part of the message) of every problem.
+fn problems(text: &str) -> Vec<(usize, String)> {
+    let problems = parse(text).expect_err("the file is wrong");
+    problems.into_iter().map(|p| (p.line, p.message)).collect()
+}
+
+#[test]
+fn all_problems_at_once_each_with_its_line() {
+    let text = r#"state_dir = "var/lib"
+colour = "red"
+[storage]
+directroy = "/x"
+[maintenance]
+start = "2:00"
+end = "04:00"
+[[backup]]
+name = "shop"
+databse = "postgres://localhost/shop"
+cron = "0 3 * *"
+timeout = 30
+[[backup]]
+name = "Shop"
+database = "oracle://x"
+every = "6"
+cron = "0 3 * * *"
+keep = { lsat = 7 }
+[[backup]]
+name = "a/b"
+database = "sqlite:app.db"
+password = "env:A-B"
+compression = "lz4"
+retry = { attempts = 0, backoff = ["x", 3] }
+on_failure = "x"
+"#;
+    let found = problems(text);
+    let expected = [
+        (1, "`state_dir` must be an absolute path"),
+        (2, "unknown key `colour` at the top"),
+        (3, "[storage] needs `directory`"),
+        (4, "unknown key `directroy` [storage]; did you mean `directory`?"),
+        (6, "the window's start"),
+        (8, "[[backup]] needs `database`"),
+        (10, "unknown key `databse` [[backup]]; did you mean `database`?"),
+        (11, "`cron`: a cron line has five fields"),
+        (12, "`timeout` must be a duration such as \"6h\", not a whole number"),
+        (14, "the name \"Shop\" is taken by line 9"),
+        (15, "`database`: a database is a URL"),
+        (16, "both `cron` and `every`"),
+        (16, "`every`: a duration is"),
+        (18, "`keep` says nothing"),
+        (18, "unknown key `lsat` keep; did you mean `last`?"),
+        (19, "[[backup]] needs a schedule"),
+        (20, "`name` may have letters"),
+        (21, "`database`: a SQLite file is named by its absolute path"),
+        (22, "`password`: after env:"),
+        (23, "`compression` must be"),
+        (24, "`attempts` must be a number from 1 to 100"),
+        (24, "`backoff` must be a list of durations"),
+        (25, "unknown key `on_failure` [[backup]]; it belongs at the top"),
+    ];
+    for (line, part) in expected {
+        assert!(
+            found.iter().any(|(l, m)| *l == line && m.contains(part)),
+            "{line}: {part}\n{found:#?}"
+        );
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    assert!(found.is_sorted());
+}
+
+#[test]
+fn several_syntax_errors_are_reported_together_and_invent_no_missing_keys() {
+    let found = problems("[storage\ndirectory = \"/x\"\n[[backup]]\nname = \nname2 == 3\n");
+    assert!(found.len() >= 2, "{found:?}");
+    assert!(found.iter().all(|(_, message)| !message.contains("needs")), "{found:?}");
+    assert!(found.iter().any(|(line, _)| *line == 1) && found.iter().any(|(line, _)| *line >= 4));
+}
+
+#[test]
+fn an_empty_file_says_what_it_needs() {
+    let found = problems("");
+    assert!(found.iter().any(|(_, m)| m.contains("`storage`")));
+    assert!(found.iter().any(|(_, m)| m.contains("[[backup]]")));
+}
+
+fn with_paths(state: &str, storage: &str, master: &str) -> String {
+    format!(
+        "state_dir = \"{state}\"\n[storage]\ndirectory = \"{storage}\"\n[keys]\nmaster = \"{master}\"\n\
+         [[backup]]\nname = \"a\"\ndatabase = \"sqlite:///a.db\"\nevery = \"1h\"\n"
+    )
+}
+
+#[test]
+fn state_storage_and_key_are_apart() {
+    assert!(parse(&with_paths("/s", "/b", "/k/master.key")).is_ok());
+    assert!(parse(&with_paths("/s", "/b", "/s/master.key")).is_ok());
+    assert!(parse(&with_paths("/s", "/sb", "/k")).is_ok(), "a common prefix is not a parent");
+    for (state, storage, master, part) in [
+        ("/s", "/s/backups", "/k", "inside the state directory"),
+        ("/b/state", "/b", "/k", "contains the state directory"),
+        ("/s", "/s", "/k", "inside the state directory"),
+        ("/s", "/b", "/b/master.key", "master key lies inside the storage"),
+        ("/s", "/b/../s/x", "/k", "without \"..\""),
+        ("/s", "/", "/k", "root of the file system"),
+        ("/s", "/b/", "/b//x/./k", "master key lies inside the storage"),
+    ] {
+        let found = problems(&with_paths(state, storage, master));
+        assert!(found.iter().any(|(_, m)| m.contains(part)), "{part}: {found:?}");
+    }
+}
+
+#[test]
+fn passwords_in_the_clear_are_warned_about_and_never_shown() {
+    let text = |extra: &str| {
+        format!(
+            "[storage]\ndirectory = \"/b\"\n[[backup]]\nname = \"a\"\nevery = \"1h\"\nkeep = {{ last = 1 }}\n{extra}\n"
+        )
+    };
+    let settings = parse(&text("database = \"postgres://u:hunter2@h/x\"")).unwrap();
+    assert_eq!(settings.warnings.len(), 1);
+    assert_eq!(settings.warnings[0].line, 7);
+    let settings = parse(&text("database = \"postgres://u@h/x\"\npassword = \"hunter2\"")).unwrap();
+    assert_eq!(settings.warnings.len(), 1);
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    let found =
+        problems(&text("database = \"postgres://u:hunter2@h:x/x\"\npassword = \"env:1hunter2\""));
+    assert!(found.len() >= 2 && !format!("{found:?}").contains("hunter2"), "{found:?}");
+    let found = problems(&text("database = \"postgres://u:a@h/x\"\npassword = \"env:A\""));
+    assert!(found[0].1.contains("given twice"));
+}
+
+#[test]
+fn a_container_is_another_way_in() {
+    let text = "[storage]\ndirectory = \"/b\"\n[[backup]]\nname = \"a\"\nevery = \"1h\"\n\
+                database = \"postgres://u@localhost/x\"\ncontainer = \"db-1\"\n";
+    let settings = parse(text).unwrap();
+    let connection = &settings.backups[0].target.connection;
+    assert_eq!((connection.way, connection.container.as_str()), (Way::DockerExec, "db-1"));
+    assert!(settings.warnings[0].message.contains("`keep`"));
+    assert!(problems(&text.replace("db-1", "--rm"))[0].1.contains("`container`"));
+}
+
+#[test]
+fn flags_mean_what_a_file_would() {
+    let flags = Flags {
+        database: "sqlite:///srv/my app.db".into(),
+        to: "/var/backups".into(),
+        every: Some("6h".into()),
+        keep_last: Some(7),
+        ..Flags::default()
+    };
+    let settings = Settings::from_flags(&flags).unwrap();
+    assert_eq!(settings.backups[0].name, "my-app");
+    assert_eq!(settings.state_dir, Path::new(STATE_DIR));
+    assert!(settings.warnings.is_empty());
+    assert_eq!(parse(&flags.as_file()).unwrap(), settings);
+}
+
+#[test]
+fn flags_are_called_by_their_names() {
+    let flags = Flags {
+        database: "postgres://u@h/sh\"op\\".into(),
+        to: "backups\n".into(),
+        every: Some("soon".into()),
+        keep_last: Some(0),
+        ..Flags::default()
+    };
+    let found = Settings::from_flags(&flags).unwrap_err();
+    assert!(found.iter().all(|p| p.line == 0 && !p.to_string().contains("line")));
+    for part in ["`--to` must be an absolute path", "`--every`: a duration", "`--keep`"] {
+        assert!(found.iter().any(|p| p.message.contains(part)), "{part}: {found:?}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("b.toml");
+    assert!(load(&path).unwrap_err()[0].message.contains("failed to open"));
+    std::fs::write(&path, b"a = 1\n\xff\n").unwrap();
+    assert_eq!(load(&path).unwrap_err(), [Problem { line: 2, message: "not UTF-8 text".into() }]);
+    std::fs::write(&path, vec![b'#'; 1 << 21]).unwrap();
+    assert!(load(&path).unwrap_err()[0].message.contains("larger than 1 MiB"));
+    std::fs::write(&path, GOOD).unwrap();
+    assert!(load(&path).is_ok());
+}

@@ -1,0 +1,170 @@
+//! What the control plane answers on the status socket, beside what the agent does.
+//!
+//! One JSON object on a line asks; lines answer, the last one with `done` or `error`.
+//!
+//! | request | lines before | `done` |
+//! |---|---|---|
+//! | `{"cmd":"backup","name":N,"follow":true}` | `{"progress":run,"elapsed_ms":n}` | `{"run":run}` |
+//! | `{"cmd":"cancel","name":N}` | | `{}` |
+//! | `{"cmd":"runs","name":N?,"limit":n?}` | `{"run":run}` | `{"count":n}` |
+//! | `{"cmd":"run","id":ID}` | | `{"run":run}` |
+//! | `{"cmd":"rebuild"}` | | what was found |
+//! | `{"cmd":"verified","id":ID,"error":E?}` | | `{}` |
+//! | `{"cmd":"key-exported"}` | | `{}` |
+//! | `{"cmd":"key-rotate"}` | | `{"id":ID}` |
+//!
+//! `run` is a [`RunView`]. To `{"cmd":"status"}` the agent's own answer is given with `control` (see
+//! [`Plane::status`]) and `problems` added. Everything else is the agent's.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::RecvTimeoutError;
+use serde_json::{Value, json};
+
+use super::plane::Plane;
+use super::view::RunView;
+use crate::clock::unix_ms;
+use crate::observe::socket::Reply;
+
+/// Runs that one request lists unless it says otherwise.
+const RUNS: u64 = 100;
+/// Runs that one request may list.
+const RUNS_MAX: u64 = 100_000;
+/// A follower hears something at least so often, so that it can tell a slow run from a dead process.
+const SIGN: Duration = Duration::from_secs(1);
+
+/// Answers the control plane's requests; false for those that are not its own.
+///
+/// # Errors
+/// When whoever asked has gone.
+pub fn answer(
+    plane: &Plane,
+    request: &Value,
+    agent_status: &dyn Fn() -> Value,
+    reply: Reply<'_>,
+) -> io::Result<bool> {
+    match request["cmd"].as_str() {
+        Some("backup") => back_up(plane, request, reply),
+        Some("cancel") => cancel(plane, request, reply),
+        Some("runs") => runs(plane, request, reply),
+        Some("run") => one_run(plane, request, reply),
+        Some("rebuild") => rebuild(plane, reply),
+        Some("verified") => verified(plane, request, reply),
+        Some("key-exported") => key_exported(plane, reply),
+        Some("key-rotate") => key_rotate(plane, reply),
+        Some("status") => status(plane, agent_status(), reply),
+        Some(_) | None => return Ok(false),
+    }?;
+    Ok(true)
+}
+
+fn status(plane: &Plane, mut status: Value, reply: Reply<'_>) -> io::Result<()> {
+    let (control, mut problems) = plane.status(unix_ms());
+    // What the agent knows of itself is said once.
+    for job in status["dispatch"]["jobs"].as_array().into_iter().flatten() {
+        if let (Some(name), Some(error)) = (job["job_id"].as_str(), job["last_error"].as_str()) {
+            problems
+                .retain(|problem| *problem != format!("the last run of {name} failed: {error}"));
+        }
+    }
+    status["control"] = control;
+    status["problems"] = problems.into();
+    reply(&status)
+}
+
+fn back_up(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
+    let Some(name) = request["name"].as_str() else { return refuse(reply, &"which backup?") };
+    let run_id = match plane.back_up(name, unix_ms()) {
+        Ok(run_id) => run_id,
+        Err(error) => return refuse(reply, &error),
+    };
+    let changes = plane.follow(&run_id);
+    let begun = Instant::now();
+    let mut shown = None;
+    loop {
+        let run = match plane.run(&run_id) {
+            Ok(Some(run)) => run,
+            Ok(None) => return refuse(reply, &format!("run {run_id} is gone")),
+            Err(error) => return refuse(reply, &error),
+        };
+        if run.is_over() || request["follow"] == json!(false) {
+            return reply(&json!({ "done": { "run": run } }));
+        }
+        let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        reply(&json!({ "progress": run, "elapsed_ms": elapsed_ms }))?;
+        shown.replace(run);
+        if changes.recv_timeout(SIGN) == Err(RecvTimeoutError::Disconnected) {
+            // Over, or between the books and the board: the next look will tell, but must not spin.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn cancel(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
+    let Some(name) = request["name"].as_str() else { return refuse(reply, &"which backup?") };
+    if plane.settings().backup(name).is_none() {
+        return refuse(reply, &format!("there is no backup called \"{name}\""));
+    }
+    if plane.cancel(name) {
+        reply(&json!({ "done": {} }))
+    } else {
+        refuse(reply, &"the agent is not connected; try again in a moment")
+    }
+}
+
+fn runs(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
+    let most = request["limit"].as_u64().unwrap_or(RUNS).min(RUNS_MAX);
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    match plane.runs(request["name"].as_str(), most) {
+        Ok(runs) => {
+            for run in &runs {
+                reply(&json!({ "run": run }))?;
+            }
+            reply(&json!({ "done": { "count": runs.len() } }))
+        }
+        Err(error) => refuse(reply, &error),
+    }
+}
+
+fn one_run(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
+    let run: Result<Option<RunView>, _> = plane.run(request["id"].as_str().unwrap_or_default());
+    match run {
+        Ok(Some(run)) => reply(&json!({ "done": { "run": run } })),
+        Ok(None) => refuse(reply, &"there is no such run"),
+        Err(error) => refuse(reply, &error),
+    }
+}
+
+fn rebuild(plane: &Plane, reply: Reply<'_>) -> io::Result<()> {
+    match plane.books().rebuild() {
+        Ok(found) => reply(&json!({ "done": found })),
+        Err(error) => refuse(reply, &error),
+    }
+}
+
+fn verified(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
+    let error = request["error"].as_str().map(str::to_owned);
+    match plane.books().verified(request["id"].as_str().unwrap_or_default(), error) {
+        Ok(()) => reply(&json!({ "done": {} })),
+        Err(error) => refuse(reply, &error),
+    }
+}
+
+fn key_exported(plane: &Plane, reply: Reply<'_>) -> io::Result<()> {
+    match plane.books().key_exported(unix_ms()) {
+        Ok(()) => reply(&json!({ "done": {} })),
+        Err(error) => refuse(reply, &error),
+    }
+}
+
+fn key_rotate(plane: &Plane, reply: Reply<'_>) -> io::Result<()> {
+    match plane.rotate_key(unix_ms()) {
+        Ok(id) => reply(&json!({ "done": { "id": id } })),
+        Err(error) => refuse(reply, &error),
+    }
+}
+
+fn refuse(reply: Reply<'_>, why: &dyn std::fmt::Display) -> io::Result<()> {
+    reply(&json!({ "error": why.to_string() }))
+}

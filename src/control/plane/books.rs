@@ -1,0 +1,562 @@
+//! The books: catalogue, storage and master key behind the few questions that the plane asks.
+//!
+//! Everything that is answered with `Ok` is on the disk. What the agent reports about a run that nobody
+//! knows (the state directory was emptied, say) is said in the log and then let go: it can never be stored,
+//! and the agent would offer it for ever.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::artifact::DataKey;
+use crate::clock::unix_ms;
+use crate::control::catalogue::{
+    ArtifactState, Catalogue, CatalogueError, RebuildError, Run, SPACES, State, Verified,
+};
+use crate::control::commit::{self, CommitError, Outcome, Report};
+use crate::control::durable::random_hex;
+use crate::control::embedded::existing_agent_key;
+use crate::control::file::{Backup, Settings};
+use crate::control::keep::LastSeen;
+use crate::control::keys::{Fresh, KeyError, MasterKey};
+use crate::control::manifest::Trigger;
+use crate::control::schedule::{Mark, Start};
+use crate::control::storage::sign::Signer;
+use crate::control::storage::{Directory, ObjectKey, Storage as _, StorageError, Stored};
+use crate::control::view::RunView;
+use crate::exit::Exit;
+use crate::model::UploadCreds;
+use crate::secret::{Secret, SecretBytes};
+use crate::store::{Store, StoreError, StoreKeys};
+use crate::wire::BackupCompleted;
+
+/// Name of the control plane's own store in the state directory.
+const STORE_DIR: &str = "control";
+/// A URL is good for at least so long.
+const URL_MIN: Duration = Duration::from_secs(3600);
+/// Beyond the run's timeout, for the upload itself.
+const URL_MARGIN: Duration = Duration::from_secs(600);
+/// And at most so long.
+const URL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Largest artifact, bytes: more than any PUT.
+const ARTIFACT_MAX: u64 = 1 << 44;
+/// The time is noted, and the storage tidied, at least so often.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
+const TIDY_EVERY_MS: u64 = 6 * 3_600_000;
+const TIDY_AGAIN_MS: u64 = 10 * 60_000;
+
+/// What can be wrong with the books.
+#[derive(Debug)]
+pub enum BooksError {
+    /// The store of the catalogue.
+    Store(StoreError),
+    /// The catalogue.
+    Catalogue(CatalogueError),
+    /// The storage.
+    Storage(StorageError),
+    /// The master key.
+    Key(KeyError),
+    /// Storage and catalogue together.
+    Commit(CommitError),
+    /// The storage could not be read for the catalogue.
+    Rebuild(RebuildError),
+    /// The agent's key, which opens the store.
+    AgentKey(String),
+    /// The system has no randomness, or a name is impossible.
+    Io(std::io::Error),
+}
+
+impl BooksError {
+    /// Whether the same may succeed later with nobody changing anything.
+    pub fn retry(&self) -> bool {
+        match self {
+            Self::Store(error) => error.retry(),
+            Self::Catalogue(error) => error.retry(),
+            Self::Storage(error) => error.retry(),
+            Self::Key(error) => error.retry(),
+            Self::Commit(error) => error.retry(),
+            Self::Rebuild(error) => error.retry(),
+            Self::AgentKey(_) => false,
+            Self::Io(_) => true,
+        }
+    }
+
+    /// The exit code of a command that ends with this.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Store(StoreError::Locked { .. }) => Exit::Busy,
+            _ => Exit::State,
+        }
+    }
+}
+
+impl fmt::Display for BooksError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::Catalogue(error) => error.fmt(f),
+            Self::Storage(error) => error.fmt(f),
+            Self::Key(error) => error.fmt(f),
+            Self::Commit(error) => error.fmt(f),
+            Self::Rebuild(error) => error.fmt(f),
+            Self::AgentKey(why) => f.write_str(why),
+            Self::Io(error) => write!(f, "failed to prepare a run: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BooksError {}
+
+macro_rules! from {
+    ($($error:ident => $variant:ident),*) => {
+        $(impl From<$error> for BooksError {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+from!(StoreError => Store, CatalogueError => Catalogue, StorageError => Storage, KeyError => Key,
+      CommitError => Commit, RebuildError => Rebuild);
+
+/// What became of a reported artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completed {
+    /// It is a backup now.
+    Stored,
+    /// The run was over before.
+    Known,
+    /// What was reported is not true.
+    Untrue(String),
+}
+
+/// What an agent needs for an attempt.
+#[derive(Debug)]
+pub struct Order {
+    /// Where the artifact goes.
+    pub creds: UploadCreds,
+    /// What it is sealed with.
+    pub data_key: SecretBytes,
+}
+
+/// The books.
+#[derive(Debug)]
+pub struct Books {
+    catalogue: Catalogue,
+    storage: Directory,
+    master: Mutex<MasterKey>,
+    begin: Mutex<()>,
+    clock: Mutex<Clock>,
+}
+
+/// When things were looked at last.
+#[derive(Debug)]
+struct Clock {
+    seen: LastSeen,
+    looked: Option<Instant>,
+    tidy_at_ms: u64,
+}
+
+impl Books {
+    /// Opens everything for `up`; at the very first start, makes it.
+    ///
+    /// # Errors
+    /// See [`BooksError`].
+    pub fn open(settings: &Settings, agent_key: &Secret) -> Result<Self, BooksError> {
+        let catalogue = open_catalogue(&settings.state_dir, agent_key)?;
+        let storage = match catalogue.storage_id()? {
+            Some(id) => Directory::open(settings.storage_dir(), Some(&id))?,
+            None => {
+                let storage = Directory::open_or_init(settings.storage_dir())?;
+                catalogue.set_storage_id(storage.id())?;
+                storage
+            }
+        };
+        let storage = storage.signed_with(Signer::from_secret(agent_key));
+        let fresh = || {
+            Ok(Fresh {
+                // What cannot be looked at is not empty.
+                storage_empty: storage.list().is_ok_and(|listed| listed.is_empty()),
+                catalogue_empty: catalogue.is_empty().unwrap_or(false),
+            })
+        };
+        let place = (&settings.master_key, Some(settings.storage_dir()));
+        let (master, new) = MasterKey::load_or_create(place.0, place.1, fresh, unix_ms())?;
+        if new {
+            log::warn!(
+                "made master key {} in {}; without it no backup can be restored, so keep a copy of it \
+                 outside this machine: backupy key export",
+                master.id(),
+                place.0.display()
+            );
+        }
+        let swept = storage.sweep()?;
+        if swept > 0 {
+            log::info!("removed {swept} unfinished uploads of an earlier process");
+        }
+        let books = Self::new(catalogue, storage, master);
+        books.adopt()?;
+        Ok(books)
+    }
+
+    /// Opens what is there for a command beside an `up` that is not running; makes nothing.
+    ///
+    /// # Errors
+    /// See [`BooksError`]; a running `up` holds the store.
+    pub fn open_offline(
+        state_dir: &Path,
+        storage: &Path,
+        master_key: &Path,
+    ) -> Result<Self, BooksError> {
+        let agent_key =
+            existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
+        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        let directory = Directory::open(storage, catalogue.storage_id()?.as_deref())?;
+        let master = MasterKey::load(master_key, Some(storage))?;
+        Ok(Self::new(catalogue, directory, master))
+    }
+
+    /// As [`Self::open_offline`], over a storage and a key that are open already.
+    ///
+    /// # Errors
+    /// See [`BooksError`].
+    pub fn open_beside(
+        state_dir: &Path,
+        storage: &Directory,
+        master: &MasterKey,
+    ) -> Result<Self, BooksError> {
+        let agent_key =
+            existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
+        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        Ok(Self::new(catalogue, storage.clone(), master.clone()))
+    }
+
+    fn new(catalogue: Catalogue, storage: Directory, master: MasterKey) -> Self {
+        let clock = Clock { seen: LastSeen::default(), looked: None, tidy_at_ms: 0 };
+        Self {
+            catalogue,
+            storage,
+            master: Mutex::new(master),
+            begin: Mutex::default(),
+            clock: Mutex::new(clock),
+        }
+    }
+
+    /// A new catalogue over a storage that is in use learns of its backups.
+    fn adopt(&self) -> Result<(), BooksError> {
+        if self.catalogue.is_empty()? && !self.storage.list()?.is_empty() {
+            let found = self.rebuild()?;
+            log::warn!("the catalogue was empty and was made anew from the storage: {found}");
+        }
+        Ok(())
+    }
+
+    /// The storage.
+    pub fn storage(&self) -> &Directory {
+        &self.storage
+    }
+
+    /// The catalogue.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// The master key of the moment.
+    pub fn master(&self) -> MasterKey {
+        lock(&self.master).clone()
+    }
+
+    /// Held from looking for an open run until a new one is written down.
+    pub(super) fn begin_lock(&self) -> MutexGuard<'_, ()> {
+        lock(&self.begin)
+    }
+
+    pub(super) fn marks(&self) -> Result<Vec<(String, Mark)>, BooksError> {
+        Ok(self.catalogue.marks()?)
+    }
+
+    pub(super) fn set_mark(&self, backup: &str, mark: &Mark) -> Result<(), BooksError> {
+        Ok(self.catalogue.put_mark(backup, mark)?)
+    }
+
+    pub(super) fn open_runs(&self) -> Result<Vec<Run>, BooksError> {
+        Ok(self.catalogue.open_runs()?)
+    }
+
+    /// Writes a new run down, with its data key and its schedule's mark; returns its id.
+    pub(super) fn begin(
+        &self,
+        backup: &Backup,
+        start: Option<&Start>,
+        now_ms: u64,
+    ) -> Result<String, BooksError> {
+        let run_id = random_hex(6).map_err(BooksError::Io)?;
+        let trigger = if start.is_some() { Trigger::Scheduled } else { Trigger::Manual };
+        let engine = backup.target.engine;
+        let mut run = Run::new(run_id.clone(), &backup.name, engine, trigger, now_ms);
+        let data_key = DataKey::generate().map_err(BooksError::Io)?;
+        run.key = Some(lock(&self.master).wrap(&run_id, &data_key)?);
+        if let Some(start) = start {
+            run.slot_ms = Some(start.slot.at_ms);
+            run.missed = start.slot.missed;
+        }
+        self.catalogue.begin(&run, start.map(|start| &start.mark))?;
+        Ok(run_id)
+    }
+
+    /// A new object and a URL for it, for the next attempt of an open run.
+    pub(super) fn order(
+        &self,
+        run_id: &str,
+        timeout: Duration,
+        now_ms: u64,
+    ) -> Result<Order, BooksError> {
+        let unknown = || CatalogueError::Unknown { run_id: run_id.to_owned() };
+        let run = self.catalogue.get(run_id)?.ok_or_else(unknown)?;
+        let wrapped = run.key.as_ref().ok_or_else(unknown)?;
+        let data_key = lock(&self.master).unwrap(run_id, wrapped)?;
+        let attempt = run.attempts.saturating_add(1);
+        let key = ObjectKey::new(&run.backup, run_id, attempt, now_ms)
+            .map_err(|error| BooksError::Io(std::io::Error::other(error)))?;
+        let good_for = timeout.saturating_add(URL_MARGIN).clamp(URL_MIN, URL_MAX);
+        let good_for_ms = u64::try_from(good_for.as_millis()).unwrap_or(u64::MAX);
+        let until_ms = now_ms.saturating_add(good_for_ms);
+        let presigned = self.storage.presign_put(&key, ARTIFACT_MAX, until_ms)?;
+        self.catalogue.issue(run_id, &key, until_ms)?;
+        let creds = UploadCreds {
+            put_url: presigned.url,
+            expires_at_ms: presigned.expires_at_ms,
+            object_key: key.to_string(),
+        };
+        Ok(Order { creds, data_key: SecretBytes::new(data_key.expose()) })
+    }
+
+    /// Whether somebody waits for this object.
+    pub fn expects(&self, key: &ObjectKey) -> bool {
+        matches!(self.catalogue.upload(key), Ok(Some(_)))
+    }
+
+    /// Notes what arrived; false if nobody waits for it any more.
+    ///
+    /// # Errors
+    /// Of the catalogue.
+    pub fn uploaded(&self, key: &ObjectKey, stored: Stored) -> Result<bool, BooksError> {
+        Ok(self.catalogue.arrived(key, stored)?)
+    }
+
+    pub(super) fn complete(
+        &self,
+        report: &BackupCompleted,
+        now_ms: u64,
+    ) -> Result<Completed, BooksError> {
+        let report = Report {
+            run_id: report.run_id.clone(),
+            object_key: report.s3_key.clone(),
+            size_bytes: report.size_bytes,
+            sha256: report.sha256.clone(),
+            compression: report.compression.clone(),
+            engine_version: report.db_engine_version.clone(),
+        };
+        let master = self.master();
+        match commit::complete(&self.catalogue, &self.storage, &master, &report, now_ms) {
+            Ok(Outcome::Stored(run)) if run.state == State::Completed => {
+                self.tidy_soon();
+                Ok(Completed::Stored)
+            }
+            // It was given up or cancelled at the same moment; that came first.
+            Ok(Outcome::Stored(_) | Outcome::Known(_)) => Ok(Completed::Known),
+            Ok(Outcome::Untrue(why)) => Ok(Completed::Untrue(why)),
+            Err(CommitError::Catalogue(error)) => let_go(error, &report.run_id, Completed::Known),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends a run without an artifact; false if it was over before.
+    pub(super) fn end(
+        &self,
+        run_id: &str,
+        cancelled: bool,
+        error: &str,
+        now_ms: u64,
+    ) -> Result<bool, BooksError> {
+        match self.catalogue.end(run_id, cancelled, error, now_ms) {
+            Ok(changed) => {
+                self.tidy_soon();
+                Ok(changed)
+            }
+            Err(error) => let_go(error, run_id, false),
+        }
+    }
+
+    /// Notes the time, but not more often than needed.
+    pub(super) fn saw(&self, now_ms: u64) -> Result<(), BooksError> {
+        let mut clock = lock(&self.clock);
+        let elapsed = clock.looked.map(|then| then.elapsed());
+        if elapsed.is_some_and(|elapsed| elapsed < LOOK_EVERY) {
+            return Ok(());
+        }
+        let elapsed_ms = elapsed.map_or(0, |e| u64::try_from(e.as_millis()).unwrap_or(u64::MAX));
+        clock.seen = self.catalogue.look(now_ms, elapsed_ms)?;
+        clock.looked = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Applies the keep rules when it is time; returns when that will be again.
+    pub(super) fn tidy(&self, settings: &Settings, now_ms: u64) -> u64 {
+        let seen = {
+            let clock = lock(&self.clock);
+            // A clock that went back must not put it off.
+            if now_ms < clock.tidy_at_ms && clock.tidy_at_ms <= now_ms + TIDY_EVERY_MS {
+                return clock.tidy_at_ms;
+            }
+            clock.seen
+        };
+        let rules = settings.backups.iter().map(|backup| (backup.name.as_str(), backup.keep));
+        let pause = match commit::tidy(&self.catalogue, &self.storage, rules, &seen, now_ms) {
+            Ok(tidied) => {
+                for run_id in &tidied.released {
+                    log::info!("the keep rules let run {run_id} go");
+                }
+                TIDY_EVERY_MS
+            }
+            Err(error) => {
+                log::error!("failed to apply the keep rules: {error}");
+                TIDY_AGAIN_MS
+            }
+        };
+        let mut clock = lock(&self.clock);
+        clock.tidy_at_ms = now_ms + pause;
+        clock.tidy_at_ms
+    }
+
+    fn tidy_soon(&self) {
+        lock(&self.clock).tidy_at_ms = 0;
+    }
+
+    pub(super) fn run(&self, run_id: &str) -> Result<Option<RunView>, BooksError> {
+        Ok(self.catalogue.get(run_id)?.as_ref().map(view))
+    }
+
+    /// The newest runs, newest first.
+    ///
+    /// # Errors
+    /// Of the catalogue.
+    pub fn runs(&self, backup: Option<&str>, most: usize) -> Result<Vec<RunView>, BooksError> {
+        Ok(self.catalogue.runs(backup, most)?.iter().map(view).collect())
+    }
+
+    /// The newest run of a backup that is over, and the newest that can be restored.
+    pub(super) fn last_runs(
+        &self,
+        backup: &str,
+    ) -> Result<(Option<RunView>, Option<RunView>), BooksError> {
+        // At most one run of a backup is open, so the second newest is over.
+        let last = self.catalogue.runs(Some(backup), 2)?;
+        let last = last.iter().find(|run| run.state != State::Open).map(view);
+        Ok((last, self.catalogue.newest_good(backup)?.as_ref().map(view)))
+    }
+
+    /// Makes the catalogue agree with the storage; what was found.
+    ///
+    /// # Errors
+    /// When the storage cannot be read, or the catalogue not be written.
+    pub fn rebuild(&self) -> Result<Value, BooksError> {
+        let found = self.catalogue.rebuild(&self.storage, &self.master())?;
+        Ok(json!({
+            "good": found.good,
+            "added": found.added,
+            "lost": found.lost,
+            "unfinished": found.unfinished,
+            "problems": found.problems,
+        }))
+    }
+
+    /// Notes the outcome of a verification.
+    ///
+    /// # Errors
+    /// Of the catalogue.
+    pub fn verified(&self, run_id: &str, error: Option<String>) -> Result<(), BooksError> {
+        Ok(self.catalogue.verified(run_id, Verified { at_ms: unix_ms(), error })?)
+    }
+
+    /// Notes that a copy of the newest master key is safe elsewhere.
+    ///
+    /// # Errors
+    /// Of the catalogue.
+    pub fn key_exported(&self, now_ms: u64) -> Result<(), BooksError> {
+        let id = self.master().id().to_owned();
+        Ok(self.catalogue.confirm_export(&id, now_ms)?)
+    }
+
+    /// The newest master key, if nobody has said that there is a copy of it.
+    pub fn unexported_key(&self) -> Option<String> {
+        let id = self.master().id().to_owned();
+        match self.catalogue.export_confirmed(&id) {
+            Ok(Some(_)) => None,
+            Ok(None) | Err(_) => Some(id),
+        }
+    }
+
+    /// Puts a new master key before the others; its id.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn rotate_key(&self, path: &Path, now_ms: u64) -> Result<String, BooksError> {
+        let mut master = lock(&self.master);
+        *master = master.rotate(path, now_ms)?;
+        Ok(master.id().to_owned())
+    }
+}
+
+fn open_catalogue(state_dir: &Path, agent_key: &Secret) -> Result<Catalogue, BooksError> {
+    let keys = StoreKeys { current: agent_key.clone(), previous: None };
+    Ok(Catalogue::new(Store::open(&state_dir.join(STORE_DIR), &SPACES, &keys)?))
+}
+
+/// What the catalogue will never take must not be offered for ever.
+fn let_go<T>(error: CatalogueError, run_id: &str, answer: T) -> Result<T, BooksError> {
+    if error.retry() {
+        return Err(error.into());
+    }
+    log::error!("let the agent's result of run {run_id} go: {error}");
+    Ok(answer)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A run as people see it.
+pub fn view(run: &Run) -> RunView {
+    let bad = run.verified.as_ref().and_then(|verified| verified.error.clone());
+    let state = match (run.state, run.artifact) {
+        (State::Open, _) => "waiting",
+        (State::Failed, _) => "failed",
+        (State::Cancelled, _) => "cancelled",
+        (State::Completed, ArtifactState::Present) if bad.is_some() => "bad",
+        (State::Completed, ArtifactState::Present) => "ok",
+        (State::Completed, ArtifactState::Deleted) => "deleted",
+        (State::Completed, ArtifactState::Lost | ArtifactState::None) => "lost",
+    };
+    let object = run.object.as_ref();
+    RunView {
+        run_id: run.run_id.clone(),
+        backup: run.backup.clone(),
+        state: state.to_owned(),
+        manual: run.trigger == Trigger::Manual,
+        created_ms: run.created_ms,
+        finished_ms: run.finished_ms,
+        size_bytes: object.map_or(0, |object| object.size_bytes),
+        sha256: object.map_or_else(String::new, |o| crate::control::durable::hex(&o.sha256)),
+        object_key: object.map_or_else(String::new, |object| object.key.to_string()),
+        compression: run.compression.map_or("", crate::model::Compression::as_str).to_owned(),
+        engine_version: run.engine_version.clone(),
+        verified_ms: run.verified.as_ref().map_or(0, |verified| verified.at_ms),
+        error: bad.unwrap_or_else(|| run.error.clone()),
+        step: String::new(),
+        percent: 0,
+    }
+}

@@ -1,0 +1,156 @@
+//! The plane as its agent's session sees it.
+//!
+//! Everything here is idempotent by run and kind of result, so that an agent may say the same thing in
+//! any session again. What came with an entry id that was dealt with is not even looked at.
+
+use super::{LOCAL_AGENT, Plane, RUN_PREFIX};
+use crate::clock::unix_ms;
+use crate::control::plane::board::Asks;
+use crate::control::session::{Desk, Line, NotStored};
+use crate::model::AgentConfig;
+use crate::wire::{
+    Ack, AgentMessage, BackupCompleted, Header, JobStatus, JobUpdate, LogEvent, LogLevel, Register,
+};
+
+use super::books::{BooksError, Completed};
+
+impl Desk for Plane {
+    fn welcome(&self, agent: &str, _: &Register, line: &Line) -> AgentConfig {
+        debug_assert_eq!(agent, LOCAL_AGENT);
+        let now_ms = unix_ms();
+        let (config, old) = {
+            let mut board = self.board();
+            let old = board.line.take();
+            if let Some(old) = &old {
+                board.hung_up(old, now_ms);
+            }
+            board.line = Some(line.clone());
+            board.heard_ms = now_ms;
+            (board.settings.agent_config(board.config_version), old)
+        };
+        if let Some(old) = old {
+            old.hang_up();
+        }
+        self.send_waiting(now_ms);
+        config
+    }
+
+    fn receive(&self, line: &Line, messages: Vec<(Header, AgentMessage)>) -> Result<(), NotStored> {
+        let now_ms = unix_ms();
+        self.board().heard_ms = now_ms;
+        for (header, message) in messages {
+            if self.board().is_known(line.store_id(), header.entry_id) {
+                continue;
+            }
+            self.hear(message, now_ms).map_err(|error| NotStored(error.to_string()))?;
+            self.board().dealt_with(line.store_id(), header.entry_id);
+        }
+        Ok(())
+    }
+
+    fn farewell(&self, line: &Line, _: &str) {
+        self.board().hung_up(line, unix_ms());
+        self.nudge();
+    }
+}
+
+impl Plane {
+    fn hear(&self, message: AgentMessage, now_ms: u64) -> Result<(), BooksError> {
+        match message {
+            AgentMessage::JobUpdate(update) => self.job_update(&update, now_ms),
+            AgentMessage::BackupCompleted(completed) => self.completed(&completed, now_ms),
+            AgentMessage::Ack(ack) => self.acknowledged(&ack, now_ms),
+            AgentMessage::Log(event) => {
+                repeat(&event);
+                Ok(())
+            }
+            // The embedded plane has no checks, no discovery and no remote restores to keep.
+            AgentMessage::Heartbeat(_)
+            | AgentMessage::Discovery(_)
+            | AgentMessage::HealthResult(_)
+            | AgentMessage::RestoreUpdate(_)
+            | AgentMessage::Register(_)
+            | AgentMessage::Unknown => Ok(()),
+        }
+    }
+
+    fn job_update(&self, update: &JobUpdate, now_ms: u64) -> Result<(), BooksError> {
+        match update.status {
+            JobStatus::Failed => {
+                let why = match update.error_message.as_str() {
+                    "" => "the agent gave no reason",
+                    why => why,
+                };
+                self.end(&update.run_id, false, why, now_ms)
+            }
+            JobStatus::Cancelled => {
+                let why = match update.error_message.as_str() {
+                    "" => "the backup was cancelled",
+                    why => why,
+                };
+                self.end(&update.run_id, true, why, now_ms)
+            }
+            // BackupCompleted has said it with the artifact's size and hash.
+            JobStatus::Success => Ok(()),
+            JobStatus::Queued | JobStatus::Running | JobStatus::Unspecified => {
+                if self.board().update(update, now_ms) == Asks::NewAttempt {
+                    self.send(&update.run_id, now_ms);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn completed(&self, report: &BackupCompleted, now_ms: u64) -> Result<(), BooksError> {
+        match self.0.books.complete(report, now_ms)? {
+            Completed::Stored => {
+                let run = self.board().over(&report.run_id);
+                let backup = run.map_or_else(|| report.job_id.clone(), |run| run.backup);
+                log::info!(
+                    "run {} of {backup} is stored: {} bytes as {}",
+                    report.run_id,
+                    report.size_bytes,
+                    report.s3_key
+                );
+                self.nudge();
+                Ok(())
+            }
+            Completed::Known => {
+                // The board may have learnt of the run's end from nobody else.
+                self.board().over(&report.run_id);
+                Ok(())
+            }
+            Completed::Untrue(why) => self.end(&report.run_id, false, &why, now_ms),
+        }
+    }
+
+    fn acknowledged(&self, ack: &Ack, now_ms: u64) -> Result<(), BooksError> {
+        let run_id = ack
+            .correlation_id
+            .strip_prefix(RUN_PREFIX)
+            .and_then(|rest| rest.rsplit_once('/'))
+            .map(|(run_id, _)| run_id);
+        match run_id {
+            Some(run_id) if ack.accepted => {
+                self.board().accepted(run_id, now_ms);
+                Ok(())
+            }
+            Some(run_id) => {
+                let why = format!("the agent refused the run: {}", ack.reason);
+                self.end(run_id, false, &why, now_ms)
+            }
+            None if !ack.accepted => {
+                log::warn!("the agent refused {}: {}", ack.correlation_id, ack.reason);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The agent of `up` lives in this process and has logged this itself; another one's words are repeated.
+fn repeat(event: &LogEvent) {
+    if event.level >= LogLevel::Warn {
+        log::debug!("the agent says: {} {}", event.job_id, event.message);
+    }
+}

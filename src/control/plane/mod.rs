@@ -1,0 +1,495 @@
+//! The embedded control plane as a whole: it decides when to back up, orders it, and keeps the books.
+//!
+//! ```text
+//!             due, late, kept            orders                RunBackup
+//! scheduler ─────────────────▶ plane ─────────────▶ session ─────────────▶ agent
+//!                              │  ▲                    │                     │ PUT
+//!              catalogue ◀─────┘  └─── results ◀───────┘      storage ◀──────┘
+//! ```
+//! | thread | owns | blocks in |
+//! |---|---|---|
+//! | `schedule` | what is due, late or released | the nudge channel, until the next time that matters |
+//! | `http-accept`, `http-conn` | the agent's session, uploads | `poll(2)` |
+//! | `notify` | the `on_failure` command | its queue, the command |
+//!
+//! A run is durable before its agent hears of it, and its end is durable before its agent's report is
+//! confirmed. The board (memory) knows the moment, the books (disk) know the truth; the board's lock is
+//! never held while the books write.
+
+mod board;
+mod books;
+mod desk;
+mod status;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use board::Board;
+pub use books::{Books, BooksError};
+
+use super::file::{Backup, Settings};
+use super::manifest::Trigger;
+use super::notify::{Failure, Notifier};
+use super::schedule::{Planner, Start};
+use super::session::Command;
+use super::view::RunView;
+use super::watch::{Late, Patience, Stage, Verdict};
+use crate::clock::unix_ms;
+use crate::wire::{RunBackup, ServerMessage};
+
+/// The name of the one agent that an embedded control plane has.
+pub const LOCAL_AGENT: &str = "local";
+
+/// Why a file cannot be applied to a running control plane.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NeedsRestart(&'static str);
+
+impl fmt::Display for NeedsRestart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a changed {} takes effect only after a restart; nothing was applied", self.0)
+    }
+}
+
+impl std::error::Error for NeedsRestart {}
+
+/// Why a backup cannot be begun.
+#[derive(Debug)]
+pub enum BeginError {
+    /// The file has no backup of that name.
+    Unknown(String),
+    /// The books cannot take it.
+    Books(BooksError),
+}
+
+impl BeginError {
+    /// Whether the same may succeed later with nobody changing anything.
+    pub fn retry(&self) -> bool {
+        match self {
+            Self::Unknown(_) => false,
+            Self::Books(error) => error.retry(),
+        }
+    }
+}
+
+impl fmt::Display for BeginError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(name) => write!(
+                f,
+                "there is no backup called \"{name}\"; `backupy runs` and the file of `up` know the names"
+            ),
+            Self::Books(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for BeginError {}
+
+/// The control plane. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Plane(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    books: Books,
+    board: Mutex<Board>,
+    notifier: Mutex<Notifier>,
+    patience: Patience,
+    nudge: Sender<()>,
+    nudged: Receiver<()>,
+}
+
+impl Plane {
+    /// A control plane over opened books; nothing happens until [`Self::tick`] is called.
+    ///
+    /// # Errors
+    /// When the books cannot be read.
+    pub fn new(
+        settings: Settings,
+        books: Books,
+        notifier: Notifier,
+        patience: Patience,
+        now_ms: u64,
+    ) -> Result<Self, BooksError> {
+        let planner = Planner::new(settings.entries(), settings.window, books.marks()?);
+        let mut board = Board::new(Arc::new(settings), now_ms, planner);
+        for run in books.open_runs()? {
+            board.track(&run.run_id, &run.backup, run.trigger == Trigger::Manual, now_ms);
+        }
+        let (nudge, nudged) = bounded(1);
+        let (board, notifier) = (Mutex::new(board), Mutex::new(notifier));
+        Ok(Self(Arc::new(Shared { books, board, notifier, patience, nudge, nudged })))
+    }
+
+    /// Puts a new master key before the others; its id.
+    ///
+    /// # Errors
+    /// When its file cannot be written.
+    pub fn rotate_key(&self, now_ms: u64) -> Result<String, BooksError> {
+        let path = self.settings().master_key.clone();
+        self.0.books.rotate_key(&path, now_ms)
+    }
+
+    /// Wakes the scheduler: something may have changed.
+    pub fn nudge(&self) {
+        // Full means that it will look anyway.
+        let _ = self.0.nudge.try_send(());
+    }
+
+    /// The channel of [`Self::nudge`], for the scheduler.
+    pub(super) fn nudged(&self) -> &Receiver<()> {
+        &self.0.nudged
+    }
+
+    /// The books.
+    pub fn books(&self) -> &Books {
+        &self.0.books
+    }
+
+    /// The settings of the moment.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.board().settings.clone()
+    }
+
+    /// Does what is due and returns when to look again, Unix milliseconds.
+    pub fn tick(&self, now_ms: u64) -> u64 {
+        if let Err(error) = self.0.books.saw(now_ms) {
+            log::error!("failed to note the time in the catalogue: {error}");
+        }
+        let planned = self.start_due(now_ms);
+        let watched = self.watch(now_ms);
+        self.send_waiting(now_ms);
+        let tidied = self.0.books.tidy(&self.settings(), now_ms);
+        planned.min(watched).min(tidied)
+    }
+
+    /// Begins a run that a person asked for, or finds the open one; returns its id.
+    ///
+    /// # Errors
+    /// See [`BeginError`].
+    pub fn back_up(&self, name: &str, now_ms: u64) -> Result<String, BeginError> {
+        let settings = self.settings();
+        let backup = settings.backup(name).ok_or_else(|| BeginError::Unknown(name.to_owned()))?;
+        // Looking and beginning are one step for everybody who begins runs.
+        let _begin = self.0.books.begin_lock();
+        if let Some(run_id) = self.board().open_run(name) {
+            return Ok(run_id.to_owned());
+        }
+        let run_id = self.begin(backup, None, now_ms).map_err(BeginError::Books)?;
+        self.send_waiting(now_ms);
+        self.nudge();
+        Ok(run_id)
+    }
+
+    /// Asks the agent to stop the runs of a backup; false if it is not connected.
+    pub fn cancel(&self, name: &str) -> bool {
+        let message = ServerMessage::CancelJob { job_id: name.to_owned() };
+        let correlation_id = format!("cancel-{:x}", unix_ms());
+        let line = self.board().line.clone();
+        line.is_some_and(|line| line.send(Command { correlation_id, message }))
+    }
+
+    /// A channel that hears of changes of an open run and ends with it.
+    pub fn follow(&self, run_id: &str) -> Receiver<()> {
+        let mut board = self.board();
+        let receiver = board.follow(run_id);
+        if !board.open.contains_key(run_id) {
+            board.over(run_id);
+        }
+        receiver
+    }
+
+    /// A run as it stands now.
+    ///
+    /// # Errors
+    /// When the books cannot be read.
+    pub fn run(&self, run_id: &str) -> Result<Option<RunView>, BooksError> {
+        let Some(mut view) = self.0.books.run(run_id)? else { return Ok(None) };
+        self.colour(&mut view);
+        Ok(Some(view))
+    }
+
+    /// The newest runs, newest first.
+    ///
+    /// # Errors
+    /// When the books cannot be read.
+    pub fn runs(&self, backup: Option<&str>, most: usize) -> Result<Vec<RunView>, BooksError> {
+        let mut views = self.0.books.runs(backup, most)?;
+        views.iter_mut().for_each(|view| self.colour(view));
+        Ok(views)
+    }
+
+    /// Applies a changed file; what did not change is not disturbed. Returns whether the agent was told.
+    ///
+    /// # Errors
+    /// When the change needs a restart.
+    pub fn reload(&self, settings: Settings, now_ms: u64) -> Result<bool, NeedsRestart> {
+        let mut board = self.board();
+        let old = board.settings.clone();
+        if old.state_dir != settings.state_dir {
+            return Err(NeedsRestart("state_dir"));
+        }
+        if old.storage != settings.storage {
+            return Err(NeedsRestart("[storage]"));
+        }
+        if old.master_key != settings.master_key {
+            return Err(NeedsRestart("[keys] master"));
+        }
+        let told = old.agent_config(0) != settings.agent_config(0);
+        if told {
+            board.config_version = now_ms.max(board.config_version + 1);
+            let config = settings.agent_config(board.config_version);
+            let correlation_id = format!("config-{}", board.config_version);
+            if let Some(line) = &board.line {
+                let message = ServerMessage::ConfigUpdate(Some(config));
+                line.send(Command { correlation_id, message });
+            }
+        }
+        board.planner.reload(settings.entries(), settings.window);
+        self.notifier().set_command(settings.on_failure.clone());
+        board.settings = Arc::new(settings);
+        drop(board);
+        self.nudge();
+        Ok(told)
+    }
+
+    /// Lets a running `on_failure` command end, for a while.
+    pub fn stop(&self, grace: Duration) {
+        self.notifier().stop(grace);
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.0.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notifier(&self) -> MutexGuard<'_, Notifier> {
+        self.0.notifier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts what the board knows of an open run into its view.
+    fn colour(&self, view: &mut RunView) {
+        if let Some(run) = self.board().open.get(&view.run_id) {
+            view.state =
+                if run.open.stage == Stage::Running { "running" } else { "waiting" }.into();
+            view.step.clone_from(&run.step);
+            view.percent = run.percent;
+        }
+    }
+
+    /// Starts what the schedules ask for; returns when to look again.
+    fn start_due(&self, now_ms: u64) -> u64 {
+        /// After books that could not take a run.
+        const AGAIN_MS: u64 = 60_000;
+        let _begin = self.0.books.begin_lock();
+        let (plan, settings) = {
+            let mut guard = self.board();
+            let board = &mut *guard;
+            let open: Vec<_> = board.open.values().map(|run| run.backup.clone()).collect();
+            let busy = |backup: &str| open.iter().any(|b| b == backup);
+            (board.planner.plan(now_ms, &busy), board.settings.clone())
+        };
+        let mut again_ms = plan.again_ms;
+        for (backup, mark) in plan.marks {
+            match self.0.books.set_mark(&backup, &mark) {
+                Ok(()) => self.board().planner.accept(&backup, mark),
+                Err(error) => {
+                    log::error!("failed to note the schedule of {backup}: {error}");
+                    again_ms = again_ms.min(now_ms + AGAIN_MS);
+                }
+            }
+        }
+        for start in plan.start {
+            let Some(backup) = settings.backup(&start.backup) else { continue };
+            match self.begin(backup, Some(&start), now_ms) {
+                Ok(_) => self.board().planner.accept(&start.backup, start.mark),
+                Err(error) => {
+                    self.missed(&start, &error);
+                    again_ms = again_ms.min(now_ms + AGAIN_MS);
+                }
+            }
+        }
+        again_ms
+    }
+
+    /// Writes a new run down; it is sent with the next [`Self::send_waiting`].
+    fn begin(
+        &self,
+        backup: &Backup,
+        start: Option<&Start>,
+        now_ms: u64,
+    ) -> Result<String, BooksError> {
+        let run_id = self.0.books.begin(backup, start, now_ms)?;
+        match start {
+            Some(start) if start.slot.missed > 0 => log::warn!(
+                "run {run_id} of {} is due; it makes up for {} missed ones",
+                backup.name,
+                start.slot.missed
+            ),
+            Some(_) => log::info!("run {run_id} of {} is due", backup.name),
+            None => log::info!("run {run_id} of {} was asked for", backup.name),
+        }
+        self.board().track(&run_id, &backup.name, start.is_none(), now_ms);
+        Ok(run_id)
+    }
+
+    /// A run that was due could not even be begun.
+    fn missed(&self, start: &Start, error: &BooksError) {
+        log::error!("the backup {} is due and cannot be started: {error}", start.backup);
+        if self.board().first_miss(&start.backup, start.slot.at_ms) {
+            self.notifier().tell(Failure {
+                name: start.backup.clone(),
+                run_id: String::new(),
+                status: "missed".into(),
+                error: error.to_string(),
+            });
+        }
+    }
+
+    /// Sends the runs that their agent was not told of.
+    fn send_waiting(&self, now_ms: u64) {
+        let waiting = {
+            let board = self.board();
+            if board.line.is_none() {
+                return;
+            }
+            board.unsent()
+        };
+        for run_id in waiting {
+            self.send(&run_id, now_ms);
+        }
+    }
+
+    /// Sends RunBackup with a new object key; a repeat of an open run only replaces its credentials.
+    fn send(&self, run_id: &str, now_ms: u64) {
+        let (line, backup, manual, timeout, count) = {
+            let mut board = self.board();
+            let Some(line) = board.line.clone() else { return };
+            let Some(run) = board.open.get_mut(run_id) else { return };
+            run.sent += 1;
+            (line, run.backup.clone(), run.manual, run.open.timeout, run.sent)
+        };
+        let order = match self.0.books.order(run_id, timeout, now_ms) {
+            Ok(order) => order,
+            Err(error) => return self.not_ordered(run_id, manual, &error, now_ms),
+        };
+        let correlation_id = format!("{RUN_PREFIX}{run_id}/{count}");
+        let message = ServerMessage::RunBackup(RunBackup {
+            job_id: backup,
+            run_id: run_id.to_owned(),
+            manual_trigger: manual,
+            upload_creds: Some(order.creds),
+            encrypted_dek: order.data_key,
+        });
+        if line.send(Command { correlation_id, message })
+            && let Some(run) = self.board().open.get_mut(run_id)
+            && run.open.stage == Stage::Waiting
+        {
+            run.open.enter(Stage::Sent, now_ms);
+        }
+    }
+
+    /// A run that cannot be ordered now: whoever asked for it is told at once; a scheduled one is tried again
+    /// with every tick as long as that may help, and people are told once.
+    fn not_ordered(&self, run_id: &str, manual: bool, error: &BooksError, now_ms: u64) {
+        if manual || !error.retry() {
+            if let Err(error) = self.end(run_id, false, &error.to_string(), now_ms) {
+                log::error!("failed to note that run {run_id} failed: {error}");
+            }
+            return;
+        }
+        let backup = {
+            let mut board = self.board();
+            let Some(run) = board.open.get_mut(run_id) else { return };
+            if run.open.told.replace(Stage::Waiting) == Some(Stage::Waiting) {
+                return;
+            }
+            run.backup.clone()
+        };
+        log::error!("run {run_id} of {backup} cannot start yet: {error}");
+        self.notifier().tell(Failure {
+            name: backup,
+            run_id: run_id.to_owned(),
+            status: "late".into(),
+            error: error.to_string(),
+        });
+    }
+
+    /// Tells of open runs that are late, and gives the lost ones up; returns when to look again.
+    fn watch(&self, now_ms: u64) -> u64 {
+        let mut again_ms = u64::MAX;
+        let mut found = Vec::new();
+        {
+            let mut board = self.board();
+            for (run_id, run) in &mut board.open {
+                match run.open.verdict(&self.0.patience, now_ms) {
+                    Verdict::Fine(until) => again_ms = again_ms.min(until),
+                    Verdict::Late(late) => {
+                        run.open.told = Some(late.stage);
+                        again_ms = again_ms.min(now_ms + 1000);
+                        found.push((run_id.clone(), run.backup.clone(), late, false));
+                    }
+                    Verdict::GiveUp(late) => {
+                        found.push((run_id.clone(), run.backup.clone(), late, true));
+                    }
+                }
+            }
+        }
+        for (run_id, backup, late, lost) in found {
+            if lost {
+                self.give_up(&run_id, &late, now_ms);
+            } else {
+                self.late(&run_id, &backup, &late);
+            }
+        }
+        again_ms
+    }
+
+    fn late(&self, run_id: &str, backup: &str, late: &Late) {
+        log::error!("run {run_id} of {backup} is late: {late}");
+        self.notifier().tell(Failure {
+            name: backup.to_owned(),
+            run_id: run_id.to_owned(),
+            status: "late".into(),
+            error: late.to_string(),
+        });
+    }
+
+    fn give_up(&self, run_id: &str, late: &Late, now_ms: u64) {
+        let error = format!("given up: {late}");
+        if let Err(error) = self.end(run_id, false, &error, now_ms) {
+            log::error!("failed to note that run {run_id} was given up: {error}");
+        }
+    }
+
+    /// Ends a run without an artifact, in the books and then for everybody.
+    fn end(
+        &self,
+        run_id: &str,
+        cancelled: bool,
+        error: &str,
+        now_ms: u64,
+    ) -> Result<(), BooksError> {
+        let changed = self.0.books.end(run_id, cancelled, error, now_ms)?;
+        let tracked = self.board().over(run_id);
+        self.nudge();
+        let (true, Some(run)) = (changed, tracked) else { return Ok(()) };
+        let status = if cancelled { "cancelled" } else { "failed" };
+        log::error!("run {run_id} of {} {status}: {error}", run.backup);
+        self.notifier().tell(Failure {
+            name: run.backup,
+            run_id: run_id.to_owned(),
+            status: status.into(),
+            error: error.to_owned(),
+        });
+        Ok(())
+    }
+}
+
+/// Prefix of the correlation id of RunBackup: `run/<run_id>/<n>`.
+const RUN_PREFIX: &str = "run/";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! PostgreSQL for real: dumped over TCP, TLS and the socket, restored, compared.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use backupy::drivers::{DriverError, PostgresFault};
+use backupy::model::{Connection, Engine, Target, Way};
+use backupy::secret::Secret;
+
+use crate::rig::{Rig, target};
+use crate::support_postgres::{PASSWORD, Postgres, USER};
+
+pub fn tcp(server: &Postgres, database: &str) -> Connection {
+    Connection {
+        host: "127.0.0.1".into(),
+        port: u32::from(server.port),
+        database: database.into(),
+        username: USER.into(),
+        password_ref: Secret::new(PASSWORD),
+        ..Connection::default()
+    }
+}
+
+pub fn pg(connection: Connection) -> Target {
+    target(Engine::PostgreSql, connection)
+}
+
+pub const FILL: &str = "CREATE TABLE t(id int PRIMARY KEY, body text);
+    INSERT INTO t SELECT i, md5(i::text) FROM generate_series(1, 20000) i;
+    CREATE INDEX ON t(body);
+    CREATE VIEW v AS SELECT count(*) AS n FROM t;
+    SELECT lo_from_bytea(0, decode(repeat('00ff', 1000), 'hex'))";
+const DIGEST: &str = "SELECT n || ':' || (SELECT md5(string_agg(body, ',' ORDER BY id)) FROM t) \
+    || ':' || (SELECT count(*) FROM pg_largeobject_metadata) FROM v";
+
+#[test]
+fn tcp_and_socket_restored_and_compared() {
+    let server = Postgres::start();
+    server.create_database("app");
+    server.sql("app", FILL);
+    let expected = server.sql("app", DIGEST);
+    let socket_dir = server.socket_dir().to_str().unwrap().to_owned();
+    let ways = [
+        tcp(&server, "app"),
+        Connection { host: "localhost".into(), ..tcp(&server, "app") },
+        Connection { host: socket_dir.clone(), way: Way::UnixSocket, ..tcp(&server, "app") },
+        Connection {
+            host: format!("{socket_dir}/.s.PGSQL.{}", server.port),
+            port: 0,
+            way: Way::UnixSocket,
+            ..tcp(&server, "app")
+        },
+    ];
+    for (number, connection) in ways.into_iter().enumerate() {
+        for rig in [Rig::new(), Rig::remote()] {
+            let mut dump = Vec::new();
+            let (prepared, dumped, version) =
+                rig.run_into(&pg(connection.clone()), &mut dump).unwrap();
+            assert!(dump.starts_with(b"PGDMP"));
+            assert_eq!(dumped.bytes, dump.len() as u64);
+            assert_eq!(dumped.warnings, Vec::<String>::new());
+            assert!(prepared.engine_version.starts_with("PostgreSQL 1"), "{prepared:?}");
+            assert_eq!(version, Some(prepared.engine_version));
+            assert!(prepared.size_hint_bytes.unwrap() > 1 << 20);
+            assert!(rig.progress.lock().unwrap().iter().any(|p| p.percent.is_some()));
+            let file = rig.path("dump");
+            fs::write(&file, &dump).unwrap();
+            let copy = format!("copy_{number}_{:?}", rig.policy.trust).to_lowercase();
+            server.create_database(&copy);
+            server.restore(&copy, &file);
+            assert_eq!(server.sql(&copy, DIGEST), expected);
+        }
+    }
+}
+
+#[test]
+fn names_that_look_like_something_else_are_names() {
+    let server = Postgres::start();
+    for name in
+        ["host=evil", "postgres://evil/x", r"it's \ a 'name'", "dbname='x' host='evil'", "größe 1"]
+    {
+        server.create_database(name);
+        server.sql(name, "CREATE TABLE only_here(a int)");
+        let rig = Rig::new();
+        let (dump, _, _) = rig.run(&pg(tcp(&server, name))).unwrap();
+        let found = dump.windows(9).any(|window| window == b"only_here");
+        assert!(found, "{name}: the dump is that database's");
+    }
+    for bad in ["--file=/tmp/x", "-f", "a\nb"] {
+        let error = Rig::new().run(&pg(tcp(&server, bad))).unwrap_err();
+        assert!(matches!(error, DriverError::Setting { field: "database", .. }), "{error}");
+    }
+    let error = Rig::new().run(&pg(tcp(&server, ""))).unwrap_err();
+    assert!(error.to_string().contains("names no database"), "{error}");
+}
+
+#[test]
+fn passwords_by_reference_and_with_every_character() {
+    let server = Postgres::start();
+    let rig = Rig::new();
+    for password in ["plain", r"a:b\c'd e#f*", "\"quoted\" ü", " leading and trailing "] {
+        let sql = format!(
+            "DROP ROLE IF EXISTS other; CREATE ROLE other LOGIN SUPERUSER PASSWORD '{}'",
+            password.replace('\'', "''")
+        );
+        server.sql("postgres", &sql);
+        let file = rig.path("password");
+        fs::write(&file, format!("{password}\n")).unwrap();
+        for reference in [password.to_owned(), format!("file:{}", file.display())] {
+            let mut connection = tcp(&server, "postgres");
+            connection.username = "other".into();
+            connection.password_ref = Secret::new(reference);
+            rig.run(&pg(connection)).unwrap();
+        }
+    }
+    let mut connection = tcp(&server, "postgres");
+    connection.password_ref = Secret::new("hunter2\nhunter3");
+    let error = rig.run(&pg(connection)).unwrap_err();
+    assert!(error.to_string().contains("line break") && !error.retry(), "{error}");
+}
+
+#[test]
+fn tls_by_mode_and_ca() {
+    let ca = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let rig = Rig::new();
+    let (cert, key) = (rig.path("server.crt"), rig.path("server.key"));
+    let plain = Postgres::start();
+    fs::write(&cert, ca.cert.pem()).unwrap();
+    fs::write(&key, ca.signing_key.serialize_pem()).unwrap();
+    let cert_there = plain.file("server.crt", ca.cert.pem().as_bytes());
+    let key_there = plain.file("server.key", ca.signing_key.serialize_pem().as_bytes());
+    let tls = Postgres::start_with(&[
+        "ssl=on",
+        &format!("ssl_cert_file={}", cert_there.display()),
+        &format!("ssl_key_file={}", key_there.display()),
+    ]);
+    let with = |server: &Postgres, mode: &str, ca: &str| Connection {
+        host: "localhost".into(),
+        tls_mode: mode.into(),
+        tls_ca_file: ca.into(),
+        ..tcp(server, "postgres")
+    };
+    let cert = cert.to_str().unwrap();
+    for (mode, ca) in [("require", ""), ("verify-full", cert), ("verify-ca", cert), ("", cert)] {
+        rig.run(&pg(with(&tls, mode, ca))).unwrap();
+    }
+    let stranger = rig.path("other.crt");
+    fs::write(&stranger, other.cert.pem()).unwrap();
+    for connection in [
+        with(&plain, "require", ""),
+        with(&tls, "verify-full", stranger.to_str().unwrap()),
+        Connection { host: "127.0.0.1".into(), ..with(&tls, "verify-full", cert) },
+    ] {
+        let error = rig.run(&pg(connection)).unwrap_err();
+        let permanent = matches!(error, DriverError::Postgres(PostgresFault::Tls(_)));
+        assert!(permanent && !error.retry(), "{error}");
+    }
+    remote_ca_files(&tls, cert, &with);
+}
+
+fn remote_ca_files(
+    server: &Postgres,
+    cert: &str,
+    with: &dyn Fn(&Postgres, &str, &str) -> Connection,
+) {
+    let mut rig = Rig::remote();
+    let connection = with(server, "verify-full", cert);
+    let error = rig.run(&pg(connection.clone())).unwrap_err();
+    assert!(matches!(error, DriverError::NotAllowed { .. }), "{error}");
+    fs::create_dir(rig.path("secrets")).unwrap();
+    rig.policy.secrets_dir = Some(rig.path("secrets"));
+    let error = rig.run(&pg(connection)).unwrap_err();
+    assert!(matches!(error, DriverError::NotAllowed { .. }), "{error}");
+    let inside = rig.path("secrets/ca.pem");
+    fs::copy(cert, &inside).unwrap();
+    fs::set_permissions(&inside, fs::Permissions::from_mode(0o644)).unwrap();
+    rig.run(&pg(with(server, "verify-full", inside.to_str().unwrap()))).unwrap();
+}
+
+#[test]
+fn a_control_plane_may_not_name_metadata_addresses() {
+    for host in ["169.254.169.254", "2852039166", "::ffff:169.254.169.254", "fe80::1%lo"] {
+        let connection = Connection {
+            host: host.into(),
+            database: "x".into(),
+            password_ref: Secret::new("hunter2"),
+            ..Connection::default()
+        };
+        let error = Rig::remote().run(&pg(connection)).unwrap_err();
+        assert!(
+            matches!(error, DriverError::NotAllowed { .. }) && !error.retry(),
+            "{host}: {error}"
+        );
+    }
+}
