@@ -204,7 +204,7 @@ mod tests {
                 return text;
             }
             assert!(!deadline.passed(), "{} was never written", path.display());
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 
@@ -243,7 +243,7 @@ mod tests {
         };
         while alive(&pid) {
             assert!(!deadline.passed(), "the grandchild lives");
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 
@@ -270,7 +270,7 @@ mod tests {
         while !out.exists() {
             notifier.tell(failure());
             assert!(!deadline.passed());
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 }

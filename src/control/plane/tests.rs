@@ -81,7 +81,7 @@ impl Bench {
         let path = self.dir.path().join("told");
         while !std::fs::read_to_string(&path).unwrap_or_default().lines().any(|l| l == line) {
             assert!(!deadline.passed(), "nobody was told {line}");
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 
