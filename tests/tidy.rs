@@ -29,6 +29,10 @@ const WIRE_USERS: &[&str] = &["wire", "outbox", "link", "dispatch", "agent", "co
 
 /// Who may wait by looking again, and why nothing can wake it instead.
 const MAY_SLEEP: &[(&str, &str)] = &[
+    (
+        "drivers/exec.rs",
+        "waiting for a child has no deadline of its own; 10 ms, bounded, only at its end",
+    ),
     ("store/engine.rs", "fjall tells nobody when it has written its tables; bounded by a deadline"),
     (
         "drivers/exec.rs",
