@@ -76,7 +76,12 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// Of the file system.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
-    sync_dir(path.parent().unwrap_or(Path::new("/")))
+    match path.parent() {
+        // A name alone lies in the working directory.
+        Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
+        Some(parent) => sync_dir(parent),
+        None => sync_dir(Path::new("/")),
+    }
 }
 
 /// Syncs a directory.
@@ -142,6 +147,12 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"three");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_name_alone_lies_in_the_working_directory() {
+        sync_parent(Path::new("just-a-name")).unwrap();
+        sync_parent(Path::new("/")).unwrap();
     }
 
     #[test]

@@ -18,7 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use crate::clock::Deadline;
 use crate::net::{Waited, wait_readable};
 use crate::redact::clean;
-use crate::thread::{Cancel, Why, spawn};
+use crate::thread::{Cancel, Why, spawn_vital};
 
 /// How one failure is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Notifier {
         let command = Arc::new(Mutex::new(command));
         let stop = Cancel::new()?;
         let work = (command.clone(), stop.clone());
-        let thread = spawn("notify", move || run(&receiver, &work.0, &work.1, timeout))?;
+        let thread = spawn_vital("notify", move || run(&receiver, &work.0, &work.1, timeout))?;
         Ok(Self { queue: Some(sender), command, stop, thread: Some(thread) })
     }
 

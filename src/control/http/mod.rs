@@ -20,7 +20,7 @@ pub use head::{Method, Request, Status};
 
 use crate::clock::Deadline;
 use crate::net::{Waited, wait_readable};
-use crate::thread::{Cancel, Why, spawn};
+use crate::thread::{Cancel, Why, spawn, spawn_vital};
 
 /// What a server puts up with.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl Server {
         let addr = listener.local_addr()?;
         let stop = Cancel::new()?;
         let acceptor = Acceptor { listener, limits, handler, stop: stop.clone(), open: Vec::new() };
-        let accept = spawn("http-accept", move || acceptor.run())?;
+        let accept = spawn_vital("http-accept", move || acceptor.run())?;
         Ok(Self { addr, stop, accept: Some(accept) })
     }
 
