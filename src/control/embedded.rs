@@ -179,7 +179,10 @@ impl Drop for Embedded {
 }
 
 /// Makes a directory with mode 0700, or takes the mode down to that.
-fn private_dir(path: &Path) -> Result<(), EmbeddedError> {
+///
+/// # Errors
+/// Of the file system.
+pub fn private_dir(path: &Path) -> Result<(), EmbeddedError> {
     let make = || -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let mode = fs::metadata(path)?.permissions().mode();
@@ -192,7 +195,10 @@ fn private_dir(path: &Path) -> Result<(), EmbeddedError> {
 }
 
 /// The key of a state directory's agent, which also opens its stores; made at the first start.
-fn agent_key(state_dir: &Path) -> Result<Secret, EmbeddedError> {
+///
+/// # Errors
+/// When it cannot be read or made, or is not a key.
+pub fn agent_key(state_dir: &Path) -> Result<Secret, EmbeddedError> {
     match existing_agent_key(state_dir) {
         Err(EmbeddedError::State(path, error)) if error.kind() == io::ErrorKind::NotFound => {
             let failed = |error| EmbeddedError::State(path.clone(), error);

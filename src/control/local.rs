@@ -79,9 +79,8 @@ fn back_up(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
         Ok(run_id) => run_id,
         Err(error) => return refuse(reply, &error),
     };
-    let changes = plane.follow(&run_id);
+    let mut changes = plane.follow(&run_id);
     let begun = Instant::now();
-    let mut shown = None;
     loop {
         let run = match plane.run(&run_id) {
             Ok(Some(run)) => run,
@@ -93,10 +92,9 @@ fn back_up(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
         }
         let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         reply(&json!({ "progress": run, "elapsed_ms": elapsed_ms }))?;
-        shown.replace(run);
         if changes.recv_timeout(SIGN) == Err(RecvTimeoutError::Disconnected) {
-            // Over, or between the books and the board: the next look will tell, but must not spin.
-            std::thread::sleep(Duration::from_millis(10));
+            // The books knew of the end before the channel did, so the next look will tell.
+            changes = crossbeam_channel::never();
         }
     }
 }

@@ -27,7 +27,7 @@ pub struct Failure {
     pub name: String,
     /// The run, empty if there was none (`BACKUPY_RUN_ID`).
     pub run_id: String,
-    /// `failed`, `cancelled`, `late` or `missed` (`BACKUPY_STATUS`).
+    /// `failed`, `late`, `missed`, or `down` when `up` itself cannot start (`BACKUPY_STATUS`).
     pub status: String,
     /// What went wrong (`BACKUPY_ERROR`).
     pub error: String,
@@ -204,7 +204,7 @@ mod tests {
                 return text;
             }
             assert!(!deadline.passed(), "{} was never written", path.display());
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 
@@ -243,7 +243,7 @@ mod tests {
         };
         while alive(&pid) {
             assert!(!deadline.passed(), "the grandchild lives");
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 
@@ -270,7 +270,7 @@ mod tests {
         while !out.exists() {
             notifier.tell(failure());
             assert!(!deadline.passed());
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 }

@@ -4,33 +4,32 @@
 //! knows (the state directory was emptied, say) is said in the log and then let go: it can never be stored,
 //! and the agent would offer it for ever.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::error::BooksError;
 use crate::artifact::DataKey;
 use crate::clock::unix_ms;
 use crate::control::catalogue::{
-    ArtifactState, Catalogue, CatalogueError, RebuildError, Run, SPACES, State, Verified,
+    ArtifactState, Catalogue, CatalogueError, Run, SPACES, State, Verified,
 };
 use crate::control::commit::{self, CommitError, Outcome, Report};
 use crate::control::durable::random_hex;
-use crate::control::embedded::existing_agent_key;
+use crate::control::embedded::{agent_key, existing_agent_key, private_dir};
 use crate::control::file::{Backup, Settings};
 use crate::control::keep::LastSeen;
-use crate::control::keys::{Fresh, KeyError, MasterKey};
+use crate::control::keys::{Fresh, MasterKey};
 use crate::control::manifest::Trigger;
 use crate::control::schedule::{Mark, Start};
 use crate::control::storage::sign::Signer;
 use crate::control::storage::{Directory, ObjectKey, Storage as _, StorageError, Stored};
 use crate::control::view::RunView;
-use crate::exit::Exit;
 use crate::model::UploadCreds;
 use crate::secret::{Secret, SecretBytes};
-use crate::store::{Store, StoreError, StoreKeys};
+use crate::store::{Store, StoreKeys};
 use crate::wire::BackupCompleted;
 
 /// Name of the control plane's own store in the state directory.
@@ -47,80 +46,6 @@ const ARTIFACT_MAX: u64 = 1 << 44;
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 const TIDY_EVERY_MS: u64 = 6 * 3_600_000;
 const TIDY_AGAIN_MS: u64 = 10 * 60_000;
-
-/// What can be wrong with the books.
-#[derive(Debug)]
-pub enum BooksError {
-    /// The store of the catalogue.
-    Store(StoreError),
-    /// The catalogue.
-    Catalogue(CatalogueError),
-    /// The storage.
-    Storage(StorageError),
-    /// The master key.
-    Key(KeyError),
-    /// Storage and catalogue together.
-    Commit(CommitError),
-    /// The storage could not be read for the catalogue.
-    Rebuild(RebuildError),
-    /// The agent's key, which opens the store.
-    AgentKey(String),
-    /// The system has no randomness, or a name is impossible.
-    Io(std::io::Error),
-}
-
-impl BooksError {
-    /// Whether the same may succeed later with nobody changing anything.
-    pub fn retry(&self) -> bool {
-        match self {
-            Self::Store(error) => error.retry(),
-            Self::Catalogue(error) => error.retry(),
-            Self::Storage(error) => error.retry(),
-            Self::Key(error) => error.retry(),
-            Self::Commit(error) => error.retry(),
-            Self::Rebuild(error) => error.retry(),
-            Self::AgentKey(_) => false,
-            Self::Io(_) => true,
-        }
-    }
-
-    /// The exit code of a command that ends with this.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Store(StoreError::Locked { .. }) => Exit::Busy,
-            _ => Exit::State,
-        }
-    }
-}
-
-impl fmt::Display for BooksError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Store(error) => error.fmt(f),
-            Self::Catalogue(error) => error.fmt(f),
-            Self::Storage(error) => error.fmt(f),
-            Self::Key(error) => error.fmt(f),
-            Self::Commit(error) => error.fmt(f),
-            Self::Rebuild(error) => error.fmt(f),
-            Self::AgentKey(why) => f.write_str(why),
-            Self::Io(error) => write!(f, "failed to prepare a run: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for BooksError {}
-
-macro_rules! from {
-    ($($error:ident => $variant:ident),*) => {
-        $(impl From<$error> for BooksError {
-            fn from(error: $error) -> Self {
-                Self::$variant(error)
-            }
-        })*
-    };
-}
-from!(StoreError => Store, CatalogueError => Catalogue, StorageError => Storage, KeyError => Key,
-      CommitError => Commit, RebuildError => Rebuild);
 
 /// What became of a reported artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,6 +141,32 @@ impl Books {
         let catalogue = open_catalogue(state_dir, &agent_key)?;
         let directory = Directory::open(storage, catalogue.storage_id()?.as_deref())?;
         let master = MasterKey::load(master_key, Some(storage))?;
+        Ok(Self::new(catalogue, directory, master))
+    }
+
+    /// As [`Self::open_offline`], but on a new machine it makes the state that is missing, as `up` would; for a
+    /// rebuild from storage and master key alone.
+    ///
+    /// # Errors
+    /// See [`BooksError`].
+    pub fn open_to_rebuild(
+        state_dir: &Path,
+        storage: &Path,
+        master_key: &Path,
+    ) -> Result<Self, BooksError> {
+        let master = MasterKey::load(master_key, Some(storage))?;
+        let directory = Directory::open(storage, None)?;
+        let agent_key = private_dir(state_dir)
+            .and_then(|()| agent_key(state_dir))
+            .map_err(|error| BooksError::AgentKey(error.to_string()))?;
+        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        match catalogue.storage_id()? {
+            Some(known) if known != directory.id() => {
+                return Err(StorageError::Another { root: storage.to_owned() }.into());
+            }
+            Some(_) => {}
+            None => catalogue.set_storage_id(directory.id())?,
+        }
         Ok(Self::new(catalogue, directory, master))
     }
 
