@@ -1,5 +1,11 @@
 //! The way back of a PostgreSQL dump, against a real server that the test starts on a socket of its own.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests fail as the tests do"
+)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

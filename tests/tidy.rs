@@ -1,5 +1,7 @@
 //! What no compiler checks: which module may use which, how files open, how long they are, what is not in them.
 
+#![expect(clippy::expect_used, reason = "a tree that cannot be read is a failed test")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
