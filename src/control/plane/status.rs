@@ -20,6 +20,11 @@ impl Plane {
         if let Err(error) = self.0.books.storage().check() {
             problems.push(error.to_string());
         }
+        if let Err(error) = self.0.books.key_in_place(&settings.master_key) {
+            problems.push(format!(
+                "{error} (this process still holds it: `backupy key rotate` writes the file again)"
+            ));
+        }
         if let Some(id) = self.0.books.unexported_key() {
             problems.push(format!(
                 "master key {id} has no copy outside this machine yet: backupy key export"
