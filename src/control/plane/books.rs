@@ -455,7 +455,13 @@ impl Books {
     /// # Errors
     /// When the storage cannot be read, or the catalogue not be written.
     pub fn rebuild(&self) -> Result<Value, BooksError> {
-        Ok(told(&self.catalogue.rebuild(&self.storage, &self.master())?))
+        let found = self.catalogue.rebuild(&self.storage, &self.master())?;
+        if self.catalogue.storage_id()?.is_none() {
+            // A catalogue with backups knows where they are, or the next start would make a new storage
+            // wherever the disk is not mounted.
+            self.catalogue.set_storage_id(self.storage.id())?;
+        }
+        Ok(told(&found))
     }
 
     /// Notes the outcome of a verification.

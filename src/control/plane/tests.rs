@@ -473,6 +473,27 @@ fn another_master_key_is_refused_with_and_without_a_catalogue() {
 }
 
 #[test]
+fn a_rebuilt_catalogue_waits_for_its_storage() {
+    let bench = Bench::new();
+    back_up(&bench);
+    let Bench { dir, plane, server } = bench;
+    drop((server, plane));
+    let (state, storage) = (dir.path().join("state"), dir.path().join("storage"));
+    std::fs::remove_dir_all(state.join("control")).unwrap();
+    std::fs::write(state.join("agent.key"), format!("bkpy_live_{}", "a".repeat(32))).unwrap();
+    let settings = settings(dir.path(), APP);
+    let key = crate::control::embedded::existing_agent_key(&state);
+    let Ok(key) = key else { panic!("{key:?}") };
+    let offline = Books::open_offline(&state, &storage, &settings.master_key).unwrap();
+    assert_eq!(offline.rebuild().unwrap()["good"], 1);
+    drop(offline);
+    std::fs::rename(&storage, dir.path().join("away")).unwrap();
+    let error = Books::open(&settings, &key).unwrap_err();
+    assert!(error.to_string().contains("is its disk mounted?"), "{error}");
+    assert!(!storage.exists());
+}
+
+#[test]
 fn without_the_key_file_nothing_is_backed_up_and_people_are_told() {
     let bench = Bench::new();
     let agent = bench.agent();
