@@ -169,7 +169,7 @@ fn check(
     if storage.size(&key)? != Some(arrived.size_bytes) {
         return untrue("an object that is no longer there as it arrived");
     }
-    let same_hash = super::durable::unhex32(&report.sha256) == Some(arrived.sha256);
+    let same_hash = crate::hex::unhex32(&report.sha256) == Some(arrived.sha256);
     if arrived.size_bytes != report.size_bytes || !same_hash {
         return untrue("another size or hash than what arrived");
     }

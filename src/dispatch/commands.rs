@@ -35,7 +35,7 @@ impl Dispatch {
     pub(super) fn on_link(&mut self, event: link::Event) {
         match event {
             link::Event::Up { session_id, ack } => {
-                log::info!("session {session_id} is up");
+                log::debug!("session {session_id} is up");
                 if let Some(config) = ack.config {
                     // What the server says at the handshake counts, even if it is older.
                     self.take_config(config);

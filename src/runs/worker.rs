@@ -226,7 +226,7 @@ fn carry_out(
             let stored = Stored {
                 object_key: outcome.object_key,
                 size_bytes: outcome.size_bytes,
-                sha256: hex(&outcome.sha256),
+                sha256: crate::hex::hex(&outcome.sha256),
                 duration_ms: unix_ms().saturating_sub(started),
                 compression: outcome.compression,
                 engine_version: outcome.engine_version,
@@ -239,15 +239,6 @@ fn carry_out(
             (AttemptOutcome::Failed { error: clean(&error.to_string()), retry }, Vec::new())
         }
     }
-}
-
-/// Lower-case hex.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ impl World {
             run_id: run_id.into(),
             object_key: key.to_string(),
             size_bytes: stored.size_bytes,
-            sha256: crate::control::durable::hex(&stored.sha256),
+            sha256: crate::hex::hex(&stored.sha256),
             compression: "zstd".into(),
             engine_version: "SQLite 3".into(),
         }

@@ -550,7 +550,7 @@ pub fn view(run: &Run) -> RunView {
         created_ms: run.created_ms,
         finished_ms: run.finished_ms,
         size_bytes: object.map_or(0, |object| object.size_bytes),
-        sha256: object.map_or_else(String::new, |o| crate::control::durable::hex(&o.sha256)),
+        sha256: object.map_or_else(String::new, |o| crate::hex::hex(&o.sha256)),
         object_key: object.map_or_else(String::new, |object| object.key.to_string()),
         compression: run.compression.map_or("", crate::model::Compression::as_str).to_owned(),
         engine_version: run.engine_version.clone(),

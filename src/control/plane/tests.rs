@@ -9,11 +9,11 @@ use ring::digest::{SHA256, digest};
 
 use super::*;
 use crate::control::connect::Agents;
-use crate::control::durable::hex;
 use crate::control::file;
 use crate::control::http::{Limits, Server};
 use crate::control::server;
 use crate::control::session::{Desk, Line, Timing};
+use crate::hex::hex;
 use crate::model::UploadCreds;
 use crate::secret::Secret;
 use crate::wire::{
