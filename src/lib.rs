@@ -48,6 +48,7 @@ pub mod control;
 pub mod dispatch;
 pub mod drivers;
 pub mod exit;
+pub mod hex;
 pub mod host;
 pub mod link;
 pub mod model;

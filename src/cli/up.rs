@@ -127,7 +127,10 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
         Ok(embedded) => embedded,
         Err(error) => {
             complain(&error);
-            error.tell(&settings);
+            // Beside one that runs, nothing is down.
+            if error.exit() != Exit::Busy {
+                error.tell(&settings);
+            }
             return error.exit();
         }
     };

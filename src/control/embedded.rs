@@ -71,8 +71,11 @@ impl EmbeddedError {
 
     /// Runs `on_failure` for a control plane that does not start, and waits for it.
     pub fn tell(&self, settings: &Settings) {
-        let Some(command) = &settings.on_failure else { return };
-        match Notifier::start(Some(command.clone()), NOTIFY_TIMEOUT) {
+        let hook = settings.failure_hook();
+        if hook.is_none() {
+            return;
+        }
+        match Notifier::start(hook, NOTIFY_TIMEOUT) {
             Ok(mut notifier) => {
                 notifier.tell(Failure {
                     name: "backupy".into(),
@@ -128,7 +131,7 @@ impl Embedded {
         private_dir(&state_dir)?;
         let agent_key = agent_key(&state_dir)?;
         let books = Books::open(&settings, &agent_key).map_err(EmbeddedError::Books)?;
-        let notifier = Notifier::start(settings.on_failure.clone(), NOTIFY_TIMEOUT)
+        let notifier = Notifier::start(settings.failure_hook(), NOTIFY_TIMEOUT)
             .map_err(|error| EmbeddedError::Io("start the notify thread", error))?;
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms())
             .map_err(EmbeddedError::Books)?;

@@ -104,6 +104,9 @@ fn cancel(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
     if plane.settings().backup(name).is_none() {
         return refuse(reply, &format!("there is no backup called \"{name}\""));
     }
+    if plane.runs(Some(name), 1).is_ok_and(|runs| runs.iter().all(RunView::is_over)) {
+        return refuse(reply, &format!("no run of {name} is open"));
+    }
     if plane.cancel(name) {
         reply(&json!({ "done": {} }))
     } else {

@@ -4,6 +4,7 @@
 //! knows (the state directory was emptied, say) is said in the log and then let go: it can never be stored,
 //! and the agent would offer it for ever.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,14 +15,14 @@ use super::error::BooksError;
 use crate::artifact::DataKey;
 use crate::clock::unix_ms;
 use crate::control::catalogue::{
-    ArtifactState, Catalogue, CatalogueError, Run, SPACES, State, Verified,
+    ArtifactState, Catalogue, CatalogueError, Rebuilt, Run, SPACES, State, Verified,
 };
 use crate::control::commit::{self, CommitError, Outcome, Report};
 use crate::control::durable::random_hex;
 use crate::control::embedded::{agent_key, existing_agent_key, private_dir};
 use crate::control::file::{Backup, Settings};
 use crate::control::keep::LastSeen;
-use crate::control::keys::{Fresh, MasterKey};
+use crate::control::keys::{Fresh, KeyError, MasterKey};
 use crate::control::manifest::Trigger;
 use crate::control::schedule::{Mark, Start};
 use crate::control::storage::sign::Signer;
@@ -102,10 +103,10 @@ impl Books {
         };
         let storage = storage.signed_with(Signer::from_secret(agent_key));
         let fresh = || {
+            let unclear = |error: &dyn fmt::Display| KeyError::Unclear(error.to_string());
             Ok(Fresh {
-                // What cannot be looked at is not empty.
-                storage_empty: storage.list().is_ok_and(|listed| listed.is_empty()),
-                catalogue_empty: catalogue.is_empty().unwrap_or(false),
+                storage_empty: storage.list().map_err(|error| unclear(&error))?.is_empty(),
+                catalogue_empty: catalogue.is_empty().map_err(|error| unclear(&error))?,
             })
         };
         let place = (&settings.master_key, Some(settings.storage_dir()));
@@ -123,7 +124,8 @@ impl Books {
             log::info!("removed {swept} unfinished uploads of an earlier process");
         }
         let books = Self::new(catalogue, storage, master);
-        books.adopt()?;
+        books.adopt(&settings.master_key)?;
+        books.refuse_other_key(&settings.master_key)?;
         Ok(books)
     }
 
@@ -197,12 +199,46 @@ impl Books {
     }
 
     /// A new catalogue over a storage that is in use learns of its backups.
-    fn adopt(&self) -> Result<(), BooksError> {
+    fn adopt(&self, key_file: &Path) -> Result<(), BooksError> {
         if self.catalogue.is_empty()? && !self.storage.list()?.is_empty() {
-            let found = self.rebuild()?;
+            let found = self.catalogue.rebuild(&self.storage, &self.master())?;
+            if found.good == 0 && !found.problems.is_empty() {
+                let (path, backups) = (key_file.to_owned(), found.problems.len());
+                return Err(KeyError::Other { path, backups }.into());
+            }
+            let found = told(&found);
             log::warn!("the catalogue was empty and was made anew from the storage: {found}");
         }
         Ok(())
+    }
+
+    /// Another key in the place of the one that the backups need must be noticed now: under it nothing that is
+    /// there can be restored, and the keep rules would let it go.
+    fn refuse_other_key(&self, key_file: &Path) -> Result<(), BooksError> {
+        let master = self.master();
+        let holds = |run: &Run| {
+            run.key.as_ref().is_none_or(|key| master.ids().any(|id| id == key.master_key_id))
+        };
+        let runs = self.catalogue.runs(None, usize::MAX)?;
+        let present = runs.iter().filter(|run| run.artifact == ArtifactState::Present);
+        match present.filter(|run| !holds(run)).count() {
+            0 => Ok(()),
+            backups => Err(KeyError::Other { path: key_file.to_owned(), backups }.into()),
+        }
+    }
+
+    /// Whether the key that wraps is still in its file: without it, what is backed up now could not be restored.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be read.
+    pub(super) fn key_in_place(&self, key_file: &Path) -> Result<(), BooksError> {
+        let master = lock(&self.master);
+        let present = MasterKey::load(key_file, None)?;
+        if present.ids().any(|id| id == master.id()) {
+            Ok(())
+        } else {
+            Err(KeyError::Unknown { id: master.id().to_owned() }.into())
+        }
     }
 
     /// The storage.
@@ -320,6 +356,10 @@ impl Books {
             // It was given up or cancelled at the same moment; that came first.
             Ok(Outcome::Stored(_) | Outcome::Known(_)) => Ok(Completed::Known),
             Ok(Outcome::Untrue(why)) => Ok(Completed::Untrue(why)),
+            // The key that it was ordered under is gone; offered again, it would be no better.
+            Err(CommitError::Manifest(error)) if !error.retry() => {
+                Ok(Completed::Untrue(error.to_string()))
+            }
             Err(CommitError::Catalogue(error)) => let_go(error, &report.run_id, Completed::Known),
             Err(error) => Err(error.into()),
         }
@@ -416,13 +456,12 @@ impl Books {
     /// When the storage cannot be read, or the catalogue not be written.
     pub fn rebuild(&self) -> Result<Value, BooksError> {
         let found = self.catalogue.rebuild(&self.storage, &self.master())?;
-        Ok(json!({
-            "good": found.good,
-            "added": found.added,
-            "lost": found.lost,
-            "unfinished": found.unfinished,
-            "problems": found.problems,
-        }))
+        if self.catalogue.storage_id()?.is_none() {
+            // A catalogue with backups knows where they are, or the next start would make a new storage
+            // wherever the disk is not mounted.
+            self.catalogue.set_storage_id(self.storage.id())?;
+        }
+        Ok(told(&found))
     }
 
     /// Notes the outcome of a verification.
@@ -476,6 +515,16 @@ fn let_go<T>(error: CatalogueError, run_id: &str, answer: T) -> Result<T, BooksE
     Ok(answer)
 }
 
+fn told(found: &Rebuilt) -> Value {
+    json!({
+        "good": found.good,
+        "added": found.added,
+        "lost": found.lost,
+        "unfinished": found.unfinished,
+        "problems": found.problems,
+    })
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -501,7 +550,7 @@ pub fn view(run: &Run) -> RunView {
         created_ms: run.created_ms,
         finished_ms: run.finished_ms,
         size_bytes: object.map_or(0, |object| object.size_bytes),
-        sha256: object.map_or_else(String::new, |o| crate::control::durable::hex(&o.sha256)),
+        sha256: object.map_or_else(String::new, |o| crate::hex::hex(&o.sha256)),
         object_key: object.map_or_else(String::new, |object| object.key.to_string()),
         compression: run.compression.map_or("", crate::model::Compression::as_str).to_owned(),
         engine_version: run.engine_version.clone(),

@@ -252,7 +252,7 @@ impl Plane {
             }
         }
         board.planner.reload(settings.entries(), settings.window);
-        self.notifier().set_command(settings.on_failure.clone());
+        self.notifier().set_command(settings.failure_hook());
         board.settings = Arc::new(settings);
         drop(board);
         self.nudge();

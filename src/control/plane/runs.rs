@@ -104,7 +104,9 @@ impl Plane {
             run.sent += 1;
             (line, run.backup.clone(), run.manual, run.open.timeout, run.sent)
         };
-        let order = match self.0.books.order(run_id, timeout, now_ms) {
+        let key_file = &self.settings().master_key;
+        let order = self.0.books.key_in_place(key_file);
+        let order = match order.and_then(|()| self.0.books.order(run_id, timeout, now_ms)) {
             Ok(order) => order,
             Err(error) => return self.not_ordered(run_id, manual, &error, now_ms),
         };
