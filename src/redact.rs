@@ -73,8 +73,7 @@ fn hide_urls(text: &str) -> Option<String> {
     while let Some(at) = rest.find("://") {
         let (before, url) = rest.split_at(at + 3);
         out.push_str(before);
-        let end = url.find(|c: char| is_end_of_word(c)).unwrap_or(url.len());
-        let (url, tail) = url.split_at(end);
+        let (url, tail) = url.split_at(url_end(url));
         let shown = hide_in_url(url);
         changed |= shown != url;
         out.push_str(&shown);
@@ -84,16 +83,29 @@ fn hide_urls(text: &str) -> Option<String> {
     changed.then_some(out)
 }
 
+/// Where a URL in a text ends. In its user part and in its query, punctuation is part of a secret.
+fn url_end(url: &str) -> usize {
+    let hard = url.find(is_end_of_url).unwrap_or(url.len());
+    let url = &url[..hard];
+    let after_user = url[..authority_end(url)].rfind('@').map_or(0, |at| at + 1);
+    let base = &url[after_user..];
+    let soft = base.find(is_end_of_word).unwrap_or(base.len());
+    if base[..soft].contains(['?', '#']) { hard } else { after_user + soft }
+}
+
+fn authority_end(url: &str) -> usize {
+    url.find(['/', '?', '#']).unwrap_or(url.len())
+}
+
 /// `user:password@host/path?query#fragment` → `***@host/path?***`.
 fn hide_in_url(url: &str) -> String {
     let (base, has_query) = match url.find(['?', '#']) {
         Some(at) => (&url[..at], true),
         None => (url, false),
     };
-    let authority_end = base.find('/').unwrap_or(base.len());
     // A password may itself hold an unescaped `/`; everything up to the last @ is taken for the user part
     // only within the authority, which is what every URL parser does.
-    let host_start = base[..authority_end].rfind('@').map_or(0, |at| at + 1);
+    let host_start = base[..authority_end(base)].rfind('@').map_or(0, |at| at + 1);
     let mut out = String::new();
     if host_start > 0 {
         out.push_str(HIDDEN);
@@ -154,6 +166,10 @@ fn span_after(text: &str, mark: &str, is_end: impl Fn(char) -> bool) -> Option<(
     Some((start, len))
 }
 
+fn is_end_of_url(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '<' | '>' | '`')
+}
+
 fn is_end_of_word(c: char) -> bool {
     c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '`' | ',' | ';' | ')')
 }
@@ -176,6 +192,14 @@ mod tests {
             "PUT https://s3.example/b/k?*** failed (http://***@proxy:1/)"
         );
         assert_eq!(redact("see https://example.org/a"), "see https://example.org/a");
+        assert_eq!(
+            redact("https://h/o?X-Amz-SignedHeaders=content-type;host&X-Amz-Signature=abc end"),
+            "https://h/o?*** end"
+        );
+        assert_eq!(
+            redact("(mysql://u:p,w;x)'y@db/d), (https://h/a)"),
+            "(mysql://***@db/d), (https://h/a)"
+        );
     }
 
     #[test]

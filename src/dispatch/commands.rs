@@ -121,9 +121,6 @@ impl Dispatch {
 
     /// A new run: durable, then in the high-water file, then acknowledged by the caller.
     fn accept(&mut self, command: RunBackup) -> Result<Result<(), String>, DispatchError> {
-        if self.stopping.is_some() {
-            return Ok(Err("the agent is stopping".to_owned()));
-        }
         if self.table.open_count() + self.outbox.undelivered_results() >= MAX_OPEN {
             return Ok(Err(format!(
                 "{MAX_OPEN} runs are open or undelivered; no more are accepted before some end"
@@ -153,9 +150,10 @@ impl Dispatch {
             return Ok(Ok(()));
         }
         log::info!("run {} of job {} accepted", run.run_id, run.job_id);
-        self.slots.put_progress(&run.run_id, messages::standing(&run));
+        let (run_id, standing) = (run.run_id.clone(), messages::standing(&run));
         self.commit(vec![run], Vec::new())?;
         self.save_highwater()?;
+        self.slots.put_progress(&run_id, standing);
         Ok(Ok(()))
     }
 
@@ -172,19 +170,26 @@ impl Dispatch {
         {
             return Ok(Err(error.to_string()));
         }
-        if let Some(creds) = command.upload_creds.filter(|creds| !creds.put_url.is_empty()) {
-            if let Err(error) = check_size(&creds) {
+        let creds = command.upload_creds.filter(|creds| !creds.put_url.is_empty());
+        if let Some(creds) = &creds {
+            if let Err(error) = check_size(creds) {
                 return Ok(Err(error));
             }
-            if let Some(running) = self.running.get(&run.run_id) {
-                running.creds.set(creds.clone());
-            }
-            run.creds = Some(creds);
+            run.creds = Some(creds.clone());
         }
         if run.phase == Phase::Queued && !command.encrypted_dek.is_empty() {
             run.data_key = command.encrypted_dek;
         }
-        self.commit(vec![run], Vec::new()).map(Ok)
+        let run_id = run.run_id.clone();
+        self.commit(vec![run], Vec::new())?;
+        if let (Some(creds), Some(running)) = (creds, self.running.get(&run_id)) {
+            running.creds.set(creds);
+        }
+        // The first command may have failed at just that, and this one is about to be acknowledged.
+        if self.highwater_stale {
+            self.save_highwater()?;
+        }
+        Ok(Ok(()))
     }
 
     /// Sends a result once more, unless so many wait already that this would only fill the queue.
@@ -318,7 +323,7 @@ impl Dispatch {
         self.slots.clear_progress(run_id);
     }
 
-    pub(super) fn highwater_or_log(&self) {
+    pub(super) fn highwater_or_log(&mut self) {
         if let Err(error) = self.save_highwater() {
             log::error!("failed to write the high-water file: {error}");
         }
