@@ -73,8 +73,7 @@ fn hide_urls(text: &str) -> Option<String> {
     while let Some(at) = rest.find("://") {
         let (before, url) = rest.split_at(at + 3);
         out.push_str(before);
-        let end = url.find(|c: char| is_end_of_word(c)).unwrap_or(url.len());
-        let (url, tail) = url.split_at(end);
+        let (url, tail) = url.split_at(url_end(url));
         let shown = hide_in_url(url);
         changed |= shown != url;
         out.push_str(&shown);
@@ -84,16 +83,29 @@ fn hide_urls(text: &str) -> Option<String> {
     changed.then_some(out)
 }
 
+/// Where a URL in a text ends. In its user part and in its query, punctuation is part of a secret.
+fn url_end(url: &str) -> usize {
+    let hard = url.find(is_end_of_url).unwrap_or(url.len());
+    let url = &url[..hard];
+    let after_user = url[..authority_end(url)].rfind('@').map_or(0, |at| at + 1);
+    let base = &url[after_user..];
+    let soft = base.find(is_end_of_word).unwrap_or(base.len());
+    if base[..soft].contains(['?', '#']) { hard } else { after_user + soft }
+}
+
+fn authority_end(url: &str) -> usize {
+    url.find(['/', '?', '#']).unwrap_or(url.len())
+}
+
 /// `user:password@host/path?query#fragment` → `***@host/path?***`.
 fn hide_in_url(url: &str) -> String {
     let (base, has_query) = match url.find(['?', '#']) {
         Some(at) => (&url[..at], true),
         None => (url, false),
     };
-    let authority_end = base.find('/').unwrap_or(base.len());
     // A password may itself hold an unescaped `/`; everything up to the last @ is taken for the user part
     // only within the authority, which is what every URL parser does.
-    let host_start = base[..authority_end].rfind('@').map_or(0, |at| at + 1);
+    let host_start = base[..authority_end(base)].rfind('@').map_or(0, |at| at + 1);
     let mut out = String::new();
     if host_start > 0 {
         out.push_str(HIDDEN);
@@ -115,16 +127,35 @@ fn hide_assignments(text: &str) -> Option<String> {
     }
     replace_spans(text, |rest| {
         let lower = rest.to_ascii_lowercase();
-        NAMES
+        let values = NAMES
             .iter()
-            .filter_map(|name| {
-                let start = lower.find(name)? + name.len();
-                let value = &rest[start..];
-                let len = value.find(is_end_of_word).unwrap_or(value.len());
-                (len > 0 && !value.starts_with(HIDDEN)).then_some((start, len))
-            })
-            .min()
+            .flat_map(|name| lower.match_indices(name).map(|(at, name)| at + name.len()));
+        values.filter_map(|start| Some((start, value_len(&rest[start..])?))).min()
     })
+}
+
+/// Length of an assigned value, quotes included; `None` where there is nothing (left) to hide.
+fn value_len(value: &str) -> Option<usize> {
+    let quote = value.chars().next().filter(|c| matches!(c, '\'' | '"'));
+    let len = match quote {
+        Some(quote) => quoted_len(value, quote),
+        None => value.find(is_end_of_word).unwrap_or(value.len()),
+    };
+    (len > 0 && !value.starts_with(HIDDEN)).then_some(len)
+}
+
+/// Up to the closing quote, over escaped ones; the whole rest where there is none.
+fn quoted_len(value: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in value.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return at + c.len_utf8(),
+            _ => {}
+        }
+    }
+    value.len()
 }
 
 fn span_after(text: &str, mark: &str, is_end: impl Fn(char) -> bool) -> Option<(usize, usize)> {
@@ -132,6 +163,10 @@ fn span_after(text: &str, mark: &str, is_end: impl Fn(char) -> bool) -> Option<(
     let rest = &text[start..];
     let len = rest.find(is_end).unwrap_or(rest.len());
     Some((start, len))
+}
+
+fn is_end_of_url(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '<' | '>' | '`')
 }
 
 fn is_end_of_word(c: char) -> bool {
@@ -156,11 +191,25 @@ mod tests {
             "PUT https://s3.example/b/k?*** failed (http://***@proxy:1/)"
         );
         assert_eq!(redact("see https://example.org/a"), "see https://example.org/a");
+        assert_eq!(
+            redact("https://h/o?X-Amz-SignedHeaders=content-type;host&X-Amz-Signature=abc end"),
+            "https://h/o?*** end"
+        );
+        assert_eq!(
+            redact("(mysql://u:p,w;x)'y@db/d), (https://h/a)"),
+            "(mysql://***@db/d), (https://h/a)"
+        );
     }
 
     #[test]
     fn assignments() {
-        assert_eq!(redact("host=h password='x y' Pwd=abc"), "host=h password='x y' Pwd=***");
+        assert_eq!(redact("host=h password='x y' Pwd=abc"), "host=h password=*** Pwd=***");
+        assert_eq!(redact(r"password='x\' y' z"), "password=*** z");
+        assert_eq!(
+            redact("password=, password=abc; token=t"),
+            "password=, password=***; token=***"
+        );
+        assert_eq!(redact("password='cut off"), "password=***");
         assert_eq!(redact("password=s3cret host=h"), "password=*** host=h");
     }
 
