@@ -21,7 +21,7 @@ pub fn listen(on_hang_up: Option<OnHangUp>) -> io::Result<Cancel> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let stop = Cancel::new()?;
     let token = stop.clone();
-    thread::spawn("signals", move || {
+    thread::spawn_vital("signals", move || {
         for signal in signals.forever() {
             match (signal, &on_hang_up) {
                 (SIGHUP, Some(reload)) => reload(),

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,8 +23,11 @@ use crate::thread::{self, Cancel};
 /// Name of the socket in the state directory.
 pub const SOCKET_NAME: &str = "backupy.sock";
 
-/// Longest request and longest line of an answer, in bytes.
-pub const MAX_LINE_BYTES: u64 = 1 << 20;
+/// Longest request, in bytes.
+pub const MAX_REQUEST_BYTES: u64 = 1 << 20;
+
+/// Longest line of an answer: the largest record of the store, with room for how JSON writes it.
+pub const MAX_LINE_BYTES: u64 = 128 << 20;
 
 /// Connections that are served at the same time; more are told to come back.
 const MAX_CONNECTIONS: usize = 16;
@@ -61,7 +65,8 @@ impl StatusSocket {
         listener.set_nonblocking(true)?;
         let stop = Cancel::new()?;
         let seen = stop.clone();
-        let thread = thread::spawn("status", move || accept_loop(&listener, &handler, &seen))?;
+        let thread =
+            thread::spawn_vital("status", move || accept_loop(&listener, &handler, &seen))?;
         Ok(Self { stop, thread: Some(thread), path })
     }
 }
@@ -126,7 +131,7 @@ pub fn ask(
 
 fn accept_loop(listener: &UnixListener, handler: &Handler, stop: &Cancel) {
     let active = Arc::new(AtomicUsize::new(0));
-    let mut threads: Vec<JoinHandle<()>> = Vec::new();
+    let mut threads: Vec<Conn> = Vec::new();
     loop {
         let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -139,7 +144,7 @@ fn accept_loop(listener: &UnixListener, handler: &Handler, stop: &Cancel) {
         if stop.is_cancelled() {
             break;
         }
-        threads.retain(|thread| !thread.is_finished());
+        threads.retain(|conn| !conn.thread.is_finished());
         match listener.accept() {
             Ok((stream, _)) => serve_on_thread(stream, handler, stop, &active, &mut threads),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -150,8 +155,10 @@ fn accept_loop(listener: &UnixListener, handler: &Handler, stop: &Cancel) {
             }
         }
     }
-    for thread in threads {
-        if thread.join().is_err() {
+    for conn in threads {
+        // One that only holds the line must not hold the stop up; gone already is as good.
+        let _ = conn.stream.shutdown(Shutdown::Both);
+        if conn.thread.join().is_err() {
             log::error!("a status connection panicked");
         }
     }
@@ -162,7 +169,7 @@ fn serve_on_thread(
     handler: &Handler,
     stop: &Cancel,
     active: &Arc<AtomicUsize>,
-    threads: &mut Vec<JoinHandle<()>>,
+    threads: &mut Vec<Conn>,
 ) {
     if active.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
         active.fetch_sub(1, Ordering::AcqRel);
@@ -172,19 +179,41 @@ fn serve_on_thread(
         }
         return;
     }
-    let (handler, counter, stop) = (Arc::clone(handler), Arc::clone(active), stop.clone());
+    let (handler, active, stop) = (Arc::clone(handler), Arc::clone(active), stop.clone());
+    let served = Served { stream, active };
+    let own = match served.stream.try_clone() {
+        Ok(own) => own,
+        Err(error) => return log::warn!("failed to serve a status connection: {error}"),
+    };
     let spawned = thread::spawn("status-conn", move || {
-        if let Err(error) = serve(stream, &handler, &stop) {
+        if let Err(error) = serve(&served.stream, &handler, &stop) {
             log::debug!("status connection ended: {error}");
         }
-        counter.fetch_sub(1, Ordering::AcqRel);
     });
     match spawned {
-        Ok(thread) => threads.push(thread),
-        Err(error) => {
-            active.fetch_sub(1, Ordering::AcqRel);
-            log::warn!("failed to start a status thread: {error}");
-        }
+        Ok(thread) => threads.push(Conn { stream: own, thread }),
+        Err(error) => log::warn!("failed to start a status thread: {error}"),
+    }
+}
+
+/// A connection that is served.
+struct Conn {
+    stream: UnixStream,
+    thread: JoinHandle<()>,
+}
+
+/// A connection on its thread. At the end, also that of a panic, the client sees it close, although the
+/// listener still holds a descriptor of it, and its place is free again.
+struct Served {
+    stream: UnixStream,
+    active: Arc<AtomicUsize>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        self.active.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -194,13 +223,13 @@ fn serve_line(mut stream: UnixStream, line: &Value) -> io::Result<()> {
     write_line(&mut stream, line)
 }
 
-fn serve(stream: UnixStream, handler: &Handler, stop: &Cancel) -> io::Result<()> {
+fn serve(stream: &UnixStream, handler: &Handler, stop: &Cancel) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(IO_TIMEOUT))?;
     stream.set_write_timeout(Some(IO_TIMEOUT))?;
     let mut line = Vec::new();
-    BufReader::new((&stream).take(MAX_LINE_BYTES)).read_until(b'\n', &mut line)?;
-    let mut out = &stream;
+    BufReader::new(stream.take(MAX_REQUEST_BYTES)).read_until(b'\n', &mut line)?;
+    let mut out = stream;
     let request: Value = match serde_json::from_slice(&line) {
         Ok(request) => request,
         Err(error) => {
@@ -275,6 +304,42 @@ mod tests {
             assert!(connect(state_dir).unwrap().is_none(), "a dead socket is nobody");
             let _socket = StatusSocket::start(state_dir, echo()).unwrap();
             assert_eq!(answers(state_dir, &json!(1)).len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_silent_client_does_not_hold_the_stop_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (asked, seen) = crossbeam_channel::bounded(1);
+        let handler: Handler = Arc::new(move |_, _| {
+            asked.send(()).unwrap();
+            Ok(())
+        });
+        let socket = StatusSocket::start(dir.path(), handler).unwrap();
+        let mut silent = connect(dir.path()).unwrap().unwrap();
+        silent.write_all(b"{").unwrap();
+        // Served after the silent one was accepted.
+        answers(dir.path(), &json!({}));
+        seen.recv().unwrap();
+        let start = std::time::Instant::now();
+        drop(socket);
+        assert!(start.elapsed() < IO_TIMEOUT / 2, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_panicking_handler_gives_its_place_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let handler: Handler = Arc::new(|request, reply| {
+            assert!(request != &json!("panic"), "on request");
+            reply(&json!(1))
+        });
+        let _socket = StatusSocket::start(dir.path(), handler).unwrap();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            assert!(answers(dir.path(), &json!("panic")).iter().all(|line| line != &json!(1)));
+        }
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while answers(dir.path(), &json!(0)) != [json!(1)] {
+            assert!(std::time::Instant::now() < deadline, "no place is left");
         }
     }
 
