@@ -165,9 +165,10 @@ pub struct Checks<'a> {
 /// Reads one environment variable; a parameter so that tests need not touch the process's own.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The process's environment; a value that is not UTF-8 counts as absent.
+/// The process's environment. What is not UTF-8 is replaced rather than taken for absent: a list of what is
+/// allowed must not become "everything".
 pub fn process_env(name: &str) -> Option<String> {
-    std::env::var(name).ok()
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 impl Config {
@@ -323,6 +324,8 @@ impl Reader<'_> {
 
     fn agent_key(&mut self, flags: &Flags) -> Secret {
         let direct = self.get_either("BACKUPY_AGENT_KEY", "BACKUP_AGENT_KEY");
+        // The flag is meant for this start; the variable may be the machine's.
+        let direct = direct.filter(|_| flags.agent_key_file.is_none());
         let file = flags.agent_key_file.clone().or_else(|| self.get("BACKUPY_AGENT_KEY_FILE"));
         let (name, text) = match (direct, file) {
             (Some(key), _) => ("BACKUPY_AGENT_KEY", key),

@@ -121,8 +121,9 @@ fn run(command: Command) -> Exit {
 
 /// The state directory of a command that talks to a process or to its files.
 pub(crate) fn state_dir(flag: Option<&str>) -> std::path::PathBuf {
+    let variable = || std::env::var_os("BACKUPY_STATE_DIR").filter(|value| !value.is_empty());
     flag.map(std::path::PathBuf::from)
-        .or_else(|| std::env::var_os("BACKUPY_STATE_DIR").map(Into::into))
+        .or_else(|| variable().map(Into::into))
         .unwrap_or_else(|| crate::config::DEFAULT_STATE_DIR.into())
 }
 
