@@ -60,7 +60,10 @@ pub fn dump_state(args: &DumpStateArgs) -> Exit {
     });
     let result = match asked {
         Ok(true) => broken.map_or(Ok(()), Err),
-        Ok(false) => return dump_stopped(&state_dir, args.allow_secrets, &mut print),
+        Ok(false) => {
+            let exit = dump_stopped(&state_dir, args.allow_secrets, &mut print);
+            return if exit == Exit::Ok && failed { Exit::State } else { exit };
+        }
         Err(error) => Err(error),
     };
     match result {

@@ -10,6 +10,7 @@ use super::{complain, state_dir};
 use crate::clock::unix_ms;
 use crate::exit::Exit;
 use crate::observe::socket;
+use crate::redact::clean;
 
 /// How long the process may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -54,7 +55,7 @@ pub fn status(args: &StatusArgs) -> Exit {
     } else {
         print_status(&status);
         for problem in &problems {
-            println!("! {problem}");
+            println!("! {}", clean(problem));
         }
     }
     if problems.is_empty() { Exit::Ok } else { Exit::Failed }
@@ -116,6 +117,9 @@ fn liveness(status: &Value) -> Vec<String> {
     if dispatch.is_null() {
         return vec!["the dispatch thread does not answer".to_owned()];
     }
+    if let Some(error) = dispatch["store_error"].as_str() {
+        return vec![format!("the store does not answer: {error}")];
+    }
     if dispatch["unsaved_results"].as_u64().unwrap_or(0) > 0 {
         return vec!["the store takes no results; is the disk full?".to_owned()];
     }
@@ -168,7 +172,7 @@ fn print_status(status: &Value) {
     let link = if status["connected"] == Value::Bool(true) {
         "connected".to_owned()
     } else {
-        format!("not connected: {}", status["last_link_error"].as_str().unwrap_or("connecting"))
+        format!("not connected: {}", text(&status["last_link_error"], "connecting"))
     };
     println!("control plane: {link}, {} sessions since the start", number(&status["sessions"]));
     println!(
@@ -183,12 +187,21 @@ fn print_status(status: &Value) {
     for run in dispatch["open_runs"].as_array().into_iter().flatten() {
         println!(
             "  {} {} of {}, attempt {}",
-            run["phase"].as_str().unwrap_or("?"),
-            run["run_id"].as_str().unwrap_or("?"),
-            run["job_id"].as_str().unwrap_or("?"),
+            text(&run["phase"], "?"),
+            text(&run["run_id"], "?"),
+            text(&run["job_id"], "?"),
             number(&run["attempts"]),
         );
     }
+    let shown = dispatch["open_runs"].as_array().map_or(0, Vec::len) as u64;
+    if let more @ 1.. = number(&dispatch["open_count"]).saturating_sub(shown) {
+        println!("  and {more} more runs");
+    }
+}
+
+/// What a control plane named, without what a terminal would obey.
+fn text(value: &Value, otherwise: &str) -> String {
+    clean(value.as_str().unwrap_or(otherwise))
 }
 
 fn print_job(job: &Value) {
@@ -200,8 +213,8 @@ fn print_job(job: &Value) {
     };
     println!(
         "  {} ({}): last success {when}",
-        job["job_id"].as_str().unwrap_or("?"),
-        job["engine"].as_str().unwrap_or("no target"),
+        text(&job["job_id"], "?"),
+        text(&job["engine"], "no target"),
     );
 }
 
