@@ -7,10 +7,8 @@
 //! A stop goes one way: `stop` → dispatch lets runs end → the link flushes the outbox → the store closes.
 
 use std::fmt;
-use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -82,8 +80,6 @@ pub type ExtraHandler =
 /// Why an agent could not start.
 #[derive(Debug)]
 pub enum AgentError {
-    /// The state directory cannot be used.
-    StateDir(PathBuf, io::Error),
     /// The store cannot be used.
     Store(StoreError),
     /// The outbox cannot be read.
@@ -97,12 +93,6 @@ pub enum AgentError {
 impl fmt::Display for AgentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AgentError::StateDir(path, error) => write!(
-                f,
-                "failed to use the state directory {}: {error}; create it for this user with mode \
-                 0700 or name another one with BACKUPY_STATE_DIR",
-                path.display()
-            ),
             AgentError::Store(error) => error.fmt(f),
             AgentError::Outbox(error) => error.fmt(f),
             AgentError::Dispatch(error) => error.fmt(f),
@@ -124,6 +114,9 @@ pub struct Agent {
     store: Store,
     dispatch: JoinHandle<()>,
     link_stop: Cancel,
+    /// Kept until the link has ended: without a receiver, a command that arrives during the last flush would
+    /// end the session, and with it the flush.
+    _events: Receiver<link::Event>,
     _socket: StatusSocket,
     done: Receiver<()>,
 }
@@ -135,7 +128,6 @@ impl Agent {
     /// See [`AgentError`]; nothing keeps running then.
     pub fn start(options: AgentOptions, stop: Cancel) -> Result<Self, AgentError> {
         let state_dir = options.state_dir.clone();
-        private_dir(&state_dir)?;
         let keys = StoreKeys { current: options.agent_key.clone(), previous: options.previous_key };
         let store = Store::open(&state_dir, &Space::AGENT, &keys).map_err(AgentError::Store)?;
         drivers::sweep(&pipeline::work_dir(&state_dir));
@@ -154,6 +146,7 @@ impl Agent {
             uploader,
         };
         let (link_events, received) = bounded(LINK_EVENTS);
+        let events = received.clone();
         let (dispatch, queries, shared) = Dispatch::open(dispatch::Parts {
             store: store.clone(),
             outbox: outbox.clone(),
@@ -202,6 +195,7 @@ impl Agent {
             store,
             dispatch: thread,
             link_stop,
+            _events: events,
             _socket: socket,
             done: finished,
         })
@@ -236,19 +230,6 @@ impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Agent").finish_non_exhaustive()
     }
-}
-
-/// Makes a directory with mode 0700, or takes the mode down to that.
-fn private_dir(path: &Path) -> Result<(), AgentError> {
-    let make = || -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        let mode = fs::metadata(path)?.permissions().mode();
-        if mode & 0o077 != 0 {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-        }
-        Ok(())
-    };
-    make().map_err(|error| AgentError::StateDir(path.to_owned(), error))
 }
 
 fn register(

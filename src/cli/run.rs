@@ -121,8 +121,7 @@ fn options(config: Config, url: ServerUrl) -> AgentOptions {
 pub(crate) fn exit_for(error: &AgentError) -> Exit {
     match error {
         AgentError::Store(StoreError::Locked { .. }) => Exit::Busy,
-        AgentError::StateDir(..)
-        | AgentError::Store(_)
+        AgentError::Store(_)
         | AgentError::Outbox(_)
         | AgentError::Dispatch(
             DispatchError::Table(_)
