@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use crate::calendar::window::Window;
 
+/// Longest wait before another look while runs wait: windows and expiry follow the wall clock, which may be
+/// set, and which goes on while the machine sleeps.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
 /// A run that waits.
 #[derive(Debug, Clone, Copy)]
 pub struct Waiting<'a> {
@@ -18,6 +22,8 @@ pub struct Waiting<'a> {
     pub pause: Duration,
     /// When its upload URL expires, Unix milliseconds; 0 = unknown.
     pub expires_at_ms: u64,
+    /// What is left of its timeout, once it has had a first attempt.
+    pub timeout_left: Option<Duration>,
 }
 
 /// What to do.
@@ -50,17 +56,29 @@ pub fn admit(
         if let Some(reason) = hopeless(run, wait, window_left, now_ms) {
             admission.hopeless.push((run.run_id.to_owned(), reason));
         } else if !wait.is_zero() {
-            admission.wake_in = Some(admission.wake_in.map_or(wait, |other| other.min(wait)));
+            admission.wake_within(wait.min(run.timeout_left.unwrap_or(wait)));
         } else if busy.len() < max_parallel && !busy.contains(run.job_id) {
             busy.insert(run.job_id);
             admission.start.push(run.run_id.to_owned());
-        } else if run.expires_at_ms != 0 {
-            // It waits for another run; look again when its own URL has expired.
-            let left = Duration::from_millis(run.expires_at_ms.saturating_sub(now_ms));
-            admission.wake_in = Some(admission.wake_in.map_or(left, |other| other.min(left)));
+        } else {
+            // It waits for another run; look again when its own time is up.
+            if run.expires_at_ms != 0 {
+                let left = run.expires_at_ms.saturating_sub(now_ms);
+                admission.wake_within(Duration::from_millis(left));
+            }
+            if let Some(left) = run.timeout_left {
+                admission.wake_within(left);
+            }
         }
     }
     admission
+}
+
+impl Admission {
+    fn wake_within(&mut self, wait: Duration) {
+        let wait = wait.min(MAX_WAIT);
+        self.wake_in = Some(self.wake_in.map_or(wait, |other| other.min(wait)));
+    }
 }
 
 fn hopeless(
@@ -69,6 +87,9 @@ fn hopeless(
     window_left: Duration,
     now_ms: u64,
 ) -> Option<String> {
+    if run.timeout_left.is_some_and(|left| left.is_zero()) {
+        return Some("the run did not finish within its timeout".to_owned());
+    }
     let earliest = now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
     if run.expires_at_ms == 0 || earliest < run.expires_at_ms {
         return None;
@@ -89,7 +110,14 @@ mod tests {
     const HOUR_MS: u64 = 3_600_000;
 
     fn waiting<'a>(run_id: &'a str, job_id: &'a str) -> Waiting<'a> {
-        Waiting { run_id, job_id, manual: false, pause: Duration::ZERO, expires_at_ms: 0 }
+        Waiting {
+            run_id,
+            job_id,
+            manual: false,
+            pause: Duration::ZERO,
+            expires_at_ms: 0,
+            timeout_left: None,
+        }
     }
 
     #[test]
@@ -110,7 +138,7 @@ mod tests {
         let runs = [waiting("s", "a"), manual];
         let admission = admit(&runs, &BTreeSet::new(), 9, window, 3 * HOUR_MS);
         assert_eq!(admission.start, ["m"]);
-        assert_eq!(admission.wake_in, Some(Duration::from_secs(3_600)));
+        assert_eq!(admission.wake_in, Some(MAX_WAIT), "clocks are set");
         let late = [Waiting { expires_at_ms: 4 * HOUR_MS, ..waiting("s", "a") }];
         let admission = admit(&late, &BTreeSet::new(), 9, window, 3 * HOUR_MS);
         assert!(admission.hopeless[0].1.contains("maintenance"), "{admission:?}");
@@ -127,6 +155,25 @@ mod tests {
         let paused = Waiting { pause: Duration::from_secs(2), ..run };
         let admission = admit(&[paused], &BTreeSet::new(), 1, None, 4_000);
         assert!(admission.hopeless[0].1.contains("next attempt"), "{admission:?}");
+    }
+
+    #[test]
+    fn a_timeout_ends_the_wait_for_whatever_it_is() {
+        let left = Duration::from_secs(7);
+        let run = Waiting { timeout_left: Some(left), ..waiting("1", "a") };
+        let window = Some(Window::parse("02:00", "04:00").unwrap());
+        let paused = Waiting { pause: Duration::from_secs(9), ..run };
+        let busy = BTreeSet::from(["a"]);
+        for admission in [
+            admit(&[run], &busy, 1, None, 0),
+            admit(&[paused], &BTreeSet::new(), 1, None, 0),
+            admit(&[run], &BTreeSet::new(), 1, window, 3 * HOUR_MS),
+        ] {
+            assert_eq!((admission.wake_in, admission.hopeless.len()), (Some(left), 0));
+        }
+        let over = Waiting { timeout_left: Some(Duration::ZERO), ..run };
+        let admission = admit(&[over], &busy, 1, None, 0);
+        assert!(admission.hopeless[0].1.contains("timeout"), "{admission:?}");
     }
 
     #[test]

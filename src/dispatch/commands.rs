@@ -20,6 +20,17 @@ use crate::wire::{self, Ack, LogLevel, RunBackup, ServerMessage};
 /// Longest run_id and job_id that is accepted, in bytes: a thousand open runs stay in memory.
 const MAX_ID_BYTES: usize = 8 << 10;
 
+/// Longest upload URL, object key and data key. Each of them must fit, together with the rest of its
+/// record, into one record of the store and one message: a run whose result cannot be sent never ends.
+const MAX_CREDS_BYTES: usize = 16 << 10;
+
+fn is_oversized(command: &RunBackup) -> bool {
+    let creds = command.upload_creds.as_ref();
+    let url = creds.map_or(0, |creds| creds.put_url.expose().len());
+    let object = creds.map_or(0, |creds| creds.object_key.len());
+    url.max(object).max(command.encrypted_dek.expose().len()) > MAX_CREDS_BYTES
+}
+
 /// The configuration held in the store; the empty one at the first start.
 pub(super) fn load_config(store: &Store) -> Result<AgentConfig, DispatchError> {
     match store.get(Space::Config, CONFIG_KEY)? {
@@ -103,6 +114,11 @@ impl Dispatch {
         if command.run_id.len() > MAX_ID_BYTES || command.job_id.len() > MAX_ID_BYTES {
             return Ok(Err(format!("run_id and job_id may have {MAX_ID_BYTES} bytes at most")));
         }
+        if is_oversized(&command) {
+            return Ok(Err(format!(
+                "upload URL, object key and data key may have {MAX_CREDS_BYTES} bytes at most"
+            )));
+        }
         match self.table.find(&command.run_id)? {
             Found::Unknown => self.accept(command),
             Found::Open(run) => {
@@ -119,9 +135,6 @@ impl Dispatch {
 
     /// A new run: durable, then in the high-water file, then acknowledged by the caller.
     fn accept(&mut self, command: RunBackup) -> Result<Result<(), String>, DispatchError> {
-        if self.stopping.is_some() {
-            return Ok(Err("the agent is stopping".to_owned()));
-        }
         if self.table.open_count() + self.outbox.undelivered_results() >= MAX_OPEN {
             return Ok(Err(format!(
                 "{MAX_OPEN} runs are open or undelivered; no more are accepted before some end"
@@ -149,25 +162,33 @@ impl Dispatch {
             return Ok(Ok(()));
         }
         log::info!("run {} of job {} accepted", run.run_id, run.job_id);
-        self.slots.put_progress(&run.run_id, messages::standing(&run));
+        let (run_id, standing) = (run.run_id.clone(), messages::standing(&run));
         self.commit(vec![run], Vec::new())?;
         self.save_highwater()?;
+        self.slots.put_progress(&run_id, standing);
         Ok(Ok(()))
     }
 
     /// A repeat of an unfinished run brings new upload credentials; never another key to an attempt
     /// under way.
     fn refresh(&mut self, mut run: Run, command: RunBackup) -> Result<(), DispatchError> {
-        if let Some(creds) = command.upload_creds.filter(|creds| !creds.put_url.is_empty()) {
-            if let Some(running) = self.running.get(&run.run_id) {
-                running.creds.set(creds.clone());
-            }
-            run.creds = Some(creds);
+        let creds = command.upload_creds.filter(|creds| !creds.put_url.is_empty());
+        if creds.is_some() {
+            run.creds.clone_from(&creds);
         }
         if run.phase == Phase::Queued && !command.encrypted_dek.is_empty() {
             run.data_key = command.encrypted_dek;
         }
-        self.commit(vec![run], Vec::new())
+        let run_id = run.run_id.clone();
+        self.commit(vec![run], Vec::new())?;
+        if let (Some(creds), Some(running)) = (creds, self.running.get(&run_id)) {
+            running.creds.set(creds);
+        }
+        // The first command may have failed at just that, and this one is about to be acknowledged.
+        if self.highwater_stale {
+            self.save_highwater()?;
+        }
+        Ok(())
     }
 
     /// Sends a result once more, unless so many wait already that this would only fill the queue.
@@ -301,7 +322,7 @@ impl Dispatch {
         self.slots.clear_progress(run_id);
     }
 
-    pub(super) fn highwater_or_log(&self) {
+    pub(super) fn highwater_or_log(&mut self) {
         if let Err(error) = self.save_highwater() {
             log::error!("failed to write the high-water file: {error}");
         }

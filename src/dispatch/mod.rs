@@ -13,6 +13,8 @@ mod results;
 pub mod retry;
 mod snapshot;
 mod starting;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,7 +36,7 @@ use crate::runs::table::{Table, TableError};
 use crate::runs::worker::{CredsCell, OnProgress, Report, Workshop};
 use crate::store::highwater::{Highwater, OpenRun};
 use crate::store::{Batch, Store, StoreError};
-use crate::thread::{Cancel, Why};
+use crate::thread::{Cancel, Never, Why};
 
 pub use snapshot::overdue_after;
 
@@ -182,6 +184,8 @@ pub struct Dispatch {
     /// Reports that could not be made durable yet.
     unsaved: Vec<Report>,
     retry_unsaved_at: Option<Instant>,
+    /// The high-water file could not be written since the runs that are open last changed.
+    highwater_stale: bool,
     prune_at: Instant,
     admit_at: Option<Instant>,
     next_name: u64,
@@ -189,6 +193,7 @@ pub struct Dispatch {
     link_events: Receiver<link::Event>,
     reports: (Sender<Report>, Receiver<Report>),
     queries: Receiver<Sender<Value>>,
+    _here: Sender<Never>,
     stop: Cancel,
     stop_grace: Duration,
     stopping: Option<Stopping>,
@@ -214,14 +219,23 @@ struct Stopping {
 
 /// Asks dispatch how things stand; it is also the proof that dispatch and store are alive.
 #[derive(Debug, Clone)]
-pub struct Queries(Sender<Sender<Value>>);
+pub struct Queries {
+    ask: Sender<Sender<Value>>,
+    /// Disconnects with dispatch: a question that nobody took stays in its channel and would look alive.
+    gone: Receiver<Never>,
+}
 
 impl Queries {
     /// The snapshot, or `None` when dispatch does not answer within `timeout`.
     pub fn snapshot(&self, timeout: Duration) -> Option<Value> {
         let (answer, answers) = bounded(1);
-        self.0.send_timeout(answer, timeout).ok()?;
-        answers.recv_timeout(timeout).ok()
+        self.ask.send_timeout(answer, timeout).ok()?;
+        select! {
+            recv(answers) -> answer => answer.ok(),
+            // The answer may have been its last word.
+            recv(self.gone) -> _ => answers.try_recv().ok(),
+            default(timeout) => None,
+        }
     }
 }
 
@@ -231,9 +245,11 @@ impl Dispatch {
     /// # Errors
     /// When the store cannot be read or written.
     pub fn open(parts: Parts) -> Result<(Self, Queries, Shared), DispatchError> {
+        let newest = recovery::skip_entry_ids(&parts.outbox);
         let table = Table::load(parts.store.clone())?;
         let config = commands::load_config(&parts.store)?;
-        let (query, queries) = bounded(4);
+        let (ask, queries) = bounded(4);
+        let (here, gone) = bounded(0);
         let shared = Shared::default();
         let on_progress = messages::progress_reporter(parts.slots.clone());
         let mut dispatch = Self {
@@ -252,19 +268,21 @@ impl Dispatch {
             pauses: BTreeMap::new(),
             unsaved: Vec::new(),
             retry_unsaved_at: None,
+            highwater_stale: false,
             prune_at: Instant::now(),
             admit_at: None,
             next_name: 1,
             link_events: parts.link_events,
             reports: bounded(MAX_PARALLEL * 2),
             queries,
+            _here: here,
             stop: parts.stop,
             stop_grace: parts.stop_grace,
             stopping: None,
         };
         dispatch.use_config(config);
-        dispatch.recover()?;
-        Ok((dispatch, Queries(query), shared))
+        dispatch.recover(newest)?;
+        Ok((dispatch, Queries { ask, gone }, shared))
     }
 
     /// Works until the process shall stop and the runs have ended or been given up.
@@ -408,7 +426,8 @@ impl Dispatch {
     }
 
     /// Writes which runs are open beside the store, so that a store that went back in time is noticed.
-    fn save_highwater(&self) -> Result<(), DispatchError> {
+    fn save_highwater(&mut self) -> Result<(), DispatchError> {
+        self.highwater_stale = true;
         let open_runs = self
             .table
             .open()
@@ -416,10 +435,12 @@ impl Dispatch {
             .collect();
         let mark = Highwater {
             store_id: self.store.id().to_owned(),
-            last_entry_id: self.outbox.last_entry_id(),
+            last_entry_id: self.outbox.last_durable_id(),
             open_runs,
         };
-        Ok(mark.save(&self.state_dir)?)
+        mark.save(&self.state_dir)?;
+        self.highwater_stale = false;
+        Ok(())
     }
 
     fn share(&self) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::messages;
 use super::{Dispatch, DispatchError};
 use crate::clock::unix_ms;
+use crate::outbox::Outbox;
 use crate::runs::state::{Outcome, Phase, Resume, Run};
 use crate::runs::table::Found;
 use crate::secret::SecretBytes;
@@ -13,21 +14,31 @@ use crate::store::highwater::{Highwater, OpenRun};
 use crate::wire::LogLevel;
 
 /// Room for a million entries in every millisecond since 1970: ids outrun what any process handed out.
-const ENTRY_IDS_PER_MS_BITS: u32 = 20;
+const ENTRY_IDS_PER_MS: u64 = 1 << 20;
+/// A clock that is centuries ahead must not use the ids up.
+const ENTRY_ID_START_MAX: u64 = u64::MAX / 2;
+
+/// Entries that the store may have lost without a trace never share an id with new ones, because a server
+/// that saw the old one would take the new one for a repeat. Before anything is published; returns the
+/// newest id that the store came with.
+pub(super) fn skip_entry_ids(outbox: &Outbox) -> u64 {
+    let newest = outbox.last_entry_id();
+    outbox.skip_to(unix_ms().saturating_mul(ENTRY_IDS_PER_MS).min(ENTRY_ID_START_MAX));
+    newest
+}
 
 impl Dispatch {
     /// Settles everything that the last process left open.
-    pub(super) fn recover(&mut self) -> Result<(), DispatchError> {
-        let newest = self.outbox.last_entry_id();
-        // Entries that the store may have lost without a trace never share an id with new ones, because
-        // a server that saw the old one would take the new one for a repeat.
-        self.outbox.skip_to(unix_ms() << ENTRY_IDS_PER_MS_BITS);
+    /// `newest` is the newest entry that the store came with.
+    pub(super) fn recover(&mut self, newest: u64) -> Result<(), DispatchError> {
         if let Some(mark) = Highwater::load(&self.state_dir)? {
             self.settle_lost(&mark, newest)?;
         }
         self.resume_interrupted()?;
         self.restore_pauses();
-        self.save_highwater()
+        // A disk that is full is no reason not to start: the queue has to drain.
+        self.highwater_or_log();
+        Ok(())
     }
 
     /// The high-water file knows runs and entries that the store does not: the store went back in time.

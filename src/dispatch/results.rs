@@ -146,7 +146,9 @@ fn judge(run: &Run, outcome: &AttemptOutcome, policy: &RetryPolicy, timeout_sec:
         AttemptOutcome::Stopped(Why::Timeout) => Verdict::End(Outcome::Failed {
             error: format!("the run did not finish within its timeout of {timeout_sec} s"),
         }),
-        AttemptOutcome::Stopped(Why::Shutdown) => Verdict::Interrupted,
+        AttemptOutcome::Stopped(Why::Shutdown) => {
+            run.too_many_restarts().map_or(Verdict::Interrupted, Verdict::End)
+        }
         AttemptOutcome::Stopped(Why::Sibling) => Verdict::End(Outcome::Failed {
             error: "internal error: a stage was stopped by a sibling that reported no error"
                 .to_owned(),
@@ -164,7 +166,7 @@ fn judge(run: &Run, outcome: &AttemptOutcome, policy: &RetryPolicy, timeout_sec:
 mod tests {
     use super::*;
     use crate::model::Compression;
-    use crate::runs::state::Stored;
+    use crate::runs::state::{MAX_RESTARTS, Stored};
     use crate::secret::SecretBytes;
 
     fn run() -> Run {
@@ -214,5 +216,7 @@ mod tests {
         assert!(error.contains("90 s"), "{error}");
         let stop = AttemptOutcome::Stopped(Why::Shutdown);
         assert_eq!(judge(&run(), &stop, &policy, 0), Verdict::Interrupted);
+        let tired = Run { restarts: MAX_RESTARTS, ..run() };
+        assert!(matches!(judge(&tired, &stop, &policy, 0), Verdict::End(Outcome::Failed { .. })));
     }
 }

@@ -2,12 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::Dispatch;
+use super::{CONFIG_KEY, Dispatch};
 use crate::calendar::cron::CronLine;
 use crate::clock::unix_ms;
 use crate::model::Job;
 use crate::runs::state::{Phase, Run};
 use crate::runs::table::LastResults;
+use crate::store::Space;
+
+/// Open runs that are listed, the oldest first: an answer has its bound.
+const MAX_SHOWN: usize = 100;
 
 impl Dispatch {
     pub(super) fn snapshot(&self) -> Value {
@@ -15,12 +19,15 @@ impl Dispatch {
         let jobs: Vec<Value> = self.config.jobs.iter().map(|job| self.job(job, now_ms)).collect();
         let mut open: Vec<&Run> = self.table.open().collect();
         open.sort_by_key(|run| (run.accepted_ms, &run.run_id));
-        let open: Vec<Value> = open.into_iter().map(run_value).collect();
+        let open_count = open.len();
+        let open: Vec<Value> = open.into_iter().take(MAX_SHOWN).map(run_value).collect();
         let dropped = self.outbox.dropped();
         json!({
             "config_version": self.config.version,
             "jobs": jobs,
+            "open_count": open_count,
             "open_runs": open,
+            "store_error": self.store.get(Space::Config, CONFIG_KEY).err().map(|e| e.to_string()),
             "queue_depth": self.outbox.depth(),
             "undelivered_results": self.outbox.undelivered_results(),
             "dropped": {"logs": dropped.logs, "health": dropped.health},

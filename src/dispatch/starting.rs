@@ -34,6 +34,7 @@ impl Dispatch {
                 manual: run.manual,
                 pause: self.pause_left(run, now),
                 expires_at_ms: run.expires_at_ms(),
+                timeout_left: self.timeout_left(run),
             })
             .collect();
         let running: BTreeSet<&str> =
@@ -50,17 +51,17 @@ impl Dispatch {
         }
     }
 
-    /// The pause of a run, or what is left of its timeout if that is less: it is then looked at again
-    /// and ended.
     fn pause_left(&self, run: &Run, now: Instant) -> Duration {
-        let Some(until) = self.pauses.get(&run.run_id) else { return Duration::ZERO };
-        let pause = until.saturating_duration_since(now);
-        let job = self.config.jobs.iter().find(|job| job.id == run.job_id);
-        let timeout_ms = job.map_or(0, |job| u64::from(job.timeout_sec) * 1_000);
-        match run.timeout_left_ms(timeout_ms, unix_ms()) {
-            Some(left) => pause.min(Duration::from_millis(left)),
-            None => pause,
-        }
+        let until = self.pauses.get(&run.run_id);
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
+    }
+
+    /// What is left of a run's timeout; it counts from the first attempt only.
+    fn timeout_left(&self, run: &Run) -> Option<Duration> {
+        run.first_started_ms?;
+        let job = self.config.jobs.iter().find(|job| job.id == run.job_id)?;
+        run.timeout_left_ms(u64::from(job.timeout_sec) * 1_000, unix_ms())
+            .map(Duration::from_millis)
     }
 
     fn end_waiting(&mut self, run_id: &str, mut reason: String) {
@@ -82,11 +83,6 @@ impl Dispatch {
         let now_ms = unix_ms();
         let timeout_ms = u64::from(found.0.timeout_sec) * 1_000;
         let left = run.timeout_left_ms(timeout_ms, now_ms).map(Duration::from_millis);
-        if left.is_some_and(|left| left.is_zero()) {
-            let reason =
-                format!("the run did not finish within its timeout of {} s", timeout_ms / 1_000);
-            return self.end_waiting(run_id, reason);
-        }
         let run = run.started(now_ms);
         // Running is durable before anything is done, so that a crash finds it.
         if let Err(error) = self.commit(vec![run.clone()], Vec::new()) {

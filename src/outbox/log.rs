@@ -39,6 +39,8 @@ struct Inner {
 struct State {
     window: Window,
     last_id: u64,
+    /// The newest id that the store is known to hold.
+    durable_id: u64,
     dropped: Dropped,
     /// Entries that are confirmed, but could not be deleted from the store yet.
     undeleted: Vec<u64>,
@@ -94,6 +96,7 @@ impl Outbox {
             state: Mutex::new(State {
                 window,
                 last_id,
+                durable_id: last_id,
                 dropped: dropped.unwrap_or_default(),
                 undeleted: Vec::new(),
             }),
@@ -122,6 +125,9 @@ impl Outbox {
             return Err(e.into());
         }
         state.dropped = admission.dropped;
+        if !new.is_empty() {
+            state.durable_id = admission.first_id + new.len() as u64 - 1;
+        }
         for id in admission.evict {
             state.window.remove(id);
         }
@@ -158,7 +164,13 @@ impl Outbox {
         self.0.state().dropped
     }
 
-    /// The newest id, for the high-water file.
+    /// The newest id that the store holds, for the high-water file: one that was only set aside, or given to a write
+    /// that failed, would look like a loss at the next start.
+    pub fn last_durable_id(&self) -> u64 {
+        self.0.state().durable_id
+    }
+
+    /// The newest id that was handed out.
     pub fn last_entry_id(&self) -> u64 {
         self.0.state().last_id
     }

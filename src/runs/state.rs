@@ -212,20 +212,25 @@ impl Run {
         if self.cancel_requested {
             return Resume::End(Outcome::Cancelled);
         }
-        let fail = |error: String| Resume::End(Outcome::Failed { error });
-        if self.restarts >= MAX_RESTARTS {
-            return fail(format!(
-                "the agent stopped {} times during this run; it is not tried again",
-                self.restarts + 1
-            ));
+        if let Some(outcome) = self.too_many_restarts() {
+            return Resume::End(outcome);
         }
         let expires = self.expires_at_ms();
         if expires != 0 && expires <= now_ms {
-            return fail(
-                "the agent stopped during this run and its upload URL has expired since".to_owned(),
-            );
+            let error = "the agent stopped during this run and its upload URL has expired since";
+            return Resume::End(Outcome::Failed { error: error.to_owned() });
         }
         Resume::Again
+    }
+
+    /// The end of a run that is stopped once more than it may be.
+    pub fn too_many_restarts(&self) -> Option<Outcome> {
+        (self.restarts >= MAX_RESTARTS).then(|| Outcome::Failed {
+            error: format!(
+                "the agent stopped {} times during this run; it is not tried again",
+                self.restarts.saturating_add(1)
+            ),
+        })
     }
 
     /// Milliseconds that are left of `timeout_ms` (0 = unbounded), counted from the first attempt.
