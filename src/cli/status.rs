@@ -60,6 +60,9 @@ pub fn status(args: &StatusArgs) -> Exit {
         for problem in &problems {
             println!("! {}", clean(problem));
         }
+        for warning in warnings(&status) {
+            println!("warning: {warning}");
+        }
     }
     if problems.is_empty() { Exit::Ok } else { Exit::Failed }
 }
@@ -112,6 +115,11 @@ fn fetch(state_dir: &Path) -> Result<Value, Exit> {
             Err(Exit::Failed)
         }
     }
+}
+
+/// What only wants doing some day: no reason for an exit code.
+fn warnings(status: &Value) -> impl Iterator<Item = &str> {
+    status["control"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
 /// What makes a process not alive.
