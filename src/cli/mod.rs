@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, everything about the way there to stderr.
 
+mod allocator;
 #[cfg(feature = "control")]
 mod artifacts;
 #[cfg(feature = "control")]
@@ -97,9 +98,15 @@ pub fn main() -> Exit {
 
 fn run(command: Command) -> Exit {
     match command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => {
+            allocator::tame();
+            run::run(args)
+        }
         #[cfg(feature = "control")]
-        Command::Up(args) => up::run(&args),
+        Command::Up(args) => {
+            allocator::tame();
+            up::run(&args)
+        }
         #[cfg(feature = "control")]
         Command::Backup(args) => backup::run(&args),
         #[cfg(feature = "control")]

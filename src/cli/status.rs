@@ -54,14 +54,11 @@ pub fn status(args: &StatusArgs) -> Exit {
         println!("{status:#}");
     } else {
         print_status(&status);
-        for warning in status["control"]["warnings"].as_array().into_iter().flatten() {
-            println!("~ {}", text(warning, "?"));
-        }
         for problem in &problems {
             println!("! {}", clean(problem));
         }
         for warning in warnings(&status) {
-            println!("warning: {warning}");
+            println!("warning: {}", clean(warning));
         }
     }
     if problems.is_empty() { Exit::Ok } else { Exit::Failed }
