@@ -7,13 +7,13 @@ use std::time::Duration;
 use argh::FromArgs;
 use serde_json::{Value, json};
 
+use super::stopped::open_store;
 use super::{complain, state_dir};
 use crate::clock::unix_ms;
-use crate::config::{process_env, store_keys};
 use crate::exit::Exit;
 use crate::observe::dump::dump;
 use crate::observe::socket;
-use crate::store::{Space, Store, StoreError, StoreKeys, set_aside};
+use crate::store::{StoreError, set_aside};
 
 /// How long the process may take between two records.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,26 +81,9 @@ fn dump_stopped(
     secrets: bool,
     print: &mut dyn FnMut(&Value) -> io::Result<()>,
 ) -> Exit {
-    if !state_dir.is_dir() {
-        complain(format!("there is no state directory {}", state_dir.display()));
-        return Exit::State;
-    }
-    let (current, previous) = match store_keys(&process_env) {
-        Ok(keys) => keys,
-        Err(error) => {
-            complain(error);
-            return Exit::Usage;
-        }
-    };
-    let store = match Store::open(state_dir, &Space::AGENT, &StoreKeys { current, previous }) {
+    let store = match open_store(state_dir) {
         Ok(store) => store,
-        Err(error) => {
-            complain(&error);
-            return match error {
-                StoreError::Locked { .. } => Exit::Busy,
-                _ => Exit::State,
-            };
-        }
+        Err(exit) => return exit,
     };
     let result = dump(&store, secrets, print);
     if let Err(error) = store.close() {

@@ -25,6 +25,7 @@ mod scratch;
 #[cfg(feature = "control")]
 pub mod show;
 pub mod status;
+mod stopped;
 #[cfg(feature = "control")]
 pub mod up;
 #[cfg(feature = "control")]

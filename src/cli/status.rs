@@ -4,13 +4,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use argh::FromArgs;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::stopped::open_store;
 use super::{complain, state_dir};
 use crate::clock::unix_ms;
+use crate::dispatch::of_stopped;
 use crate::exit::Exit;
 use crate::observe::socket;
 use crate::redact::clean;
+use crate::store::Store;
 
 /// How long the process may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -45,6 +48,7 @@ pub fn status(args: &StatusArgs) -> Exit {
     let state_dir = state_dir(args.state_dir.as_deref());
     let status = match fetch(&state_dir) {
         Ok(status) => status,
+        Err(Exit::NotRunning) => return status_of_stopped(args, &state_dir),
         Err(exit) => return exit,
     };
     let problems = problems(&status);
@@ -62,6 +66,39 @@ pub fn status(args: &StatusArgs) -> Exit {
         }
     }
     if problems.is_empty() { Exit::Ok } else { Exit::Failed }
+}
+
+/// What the files of a stopped agent say; the exit code says that it is stopped.
+fn status_of_stopped(args: &StatusArgs, state_dir: &Path) -> Exit {
+    let store = match open_store(state_dir) {
+        Ok(store) => store,
+        Err(Exit::Usage) => {
+            complain("set the agent's key to see what the files of a stopped agent say");
+            return Exit::NotRunning;
+        }
+        Err(Exit::State) if !Store::is_in(state_dir) => return Exit::NotRunning,
+        Err(exit) => return exit,
+    };
+    let stored = of_stopped(&store);
+    if let Err(error) = store.close() {
+        complain(error);
+    }
+    let stored = match stored {
+        Ok(stored) => stored,
+        Err(error) => {
+            complain(error);
+            return Exit::State;
+        }
+    };
+    let state_dir = state_dir.display().to_string();
+    let status = json!({"running": false, "state_dir": state_dir, "dispatch": stored});
+    if args.json {
+        println!("{status:#}");
+    } else {
+        println!("not running; this is what the files in {state_dir} say");
+        print_stored(&status["dispatch"]);
+    }
+    Exit::NotRunning
 }
 
 /// Says nothing when all is well.
@@ -83,14 +120,11 @@ pub fn health_check(args: &HealthCheckArgs) -> Exit {
 
 fn fetch(state_dir: &Path) -> Result<Value, Exit> {
     let mut answer = None;
-    let request = serde_json::json!({"cmd": "status"});
+    let request = json!({"cmd": "status"});
     match socket::ask(state_dir, &request, Some(TIMEOUT), &mut |line| answer = Some(line)) {
         Ok(true) => {}
         Ok(false) => {
-            complain(format!(
-                "nobody is running on {}; `backupy dump-state` looks into a stopped one's files",
-                state_dir.display()
-            ));
+            complain(format!("nobody is running on {}", state_dir.display()));
             return Err(Exit::NotRunning);
         }
         Err(error) => {
@@ -169,7 +203,6 @@ fn no_session(status: &Value) -> String {
 
 fn print_status(status: &Value) {
     let dispatch = &status["dispatch"];
-    let number = |value: &Value| value.as_u64().unwrap_or(0);
     println!(
         "backupy {} (pid {}), up {}, state in {}",
         status["version"].as_str().unwrap_or("?"),
@@ -183,6 +216,11 @@ fn print_status(status: &Value) {
         format!("not connected: {}", text(&status["last_link_error"], "connecting"))
     };
     println!("control plane: {link}, {} sessions since the start", number(&status["sessions"]));
+    print_stored(dispatch);
+}
+
+/// What stands in the store, whether somebody runs or not.
+fn print_stored(dispatch: &Value) {
     println!(
         "configuration {}, {} queued messages, {} undelivered results",
         number(&dispatch["config_version"]),
@@ -205,6 +243,10 @@ fn print_status(status: &Value) {
     if let more @ 1.. = number(&dispatch["open_count"]).saturating_sub(shown) {
         println!("  and {more} more runs");
     }
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
 }
 
 /// What a control plane named, without what a terminal would obey.

@@ -38,7 +38,7 @@ use crate::store::highwater::{Highwater, OpenRun};
 use crate::store::{Batch, Store, StoreError};
 use crate::thread::{Cancel, Never, Why};
 
-pub use snapshot::overdue_after;
+pub use snapshot::{of_stopped, overdue_after};
 
 /// Open runs and undelivered results together: beyond that RunBackup is refused.
 const MAX_OPEN: usize = 1_000;

@@ -2,57 +2,76 @@
 
 use serde_json::{Value, json};
 
-use super::{CONFIG_KEY, Dispatch};
+use super::commands::load_config;
+use super::{CONFIG_KEY, Dispatch, DispatchError};
 use crate::calendar::cron::CronLine;
 use crate::clock::unix_ms;
-use crate::model::Job;
+use crate::model::{AgentConfig, Job};
+use crate::outbox::{Outbox, OutboxLimits};
 use crate::runs::state::{Phase, Run};
-use crate::runs::table::LastResults;
-use crate::store::Space;
+use crate::runs::table::{LastResults, Table};
+use crate::store::{Space, Store};
 
 /// Open runs that are listed, the oldest first: an answer has its bound.
 const MAX_SHOWN: usize = 100;
 
 impl Dispatch {
     pub(super) fn snapshot(&self) -> Value {
-        let now_ms = unix_ms();
-        let jobs: Vec<Value> = self.config.jobs.iter().map(|job| self.job(job, now_ms)).collect();
-        let mut open: Vec<&Run> = self.table.open().collect();
-        open.sort_by_key(|run| (run.accepted_ms, &run.run_id));
-        let open_count = open.len();
-        let open: Vec<Value> = open.into_iter().take(MAX_SHOWN).map(run_value).collect();
-        let dropped = self.outbox.dropped();
-        json!({
-            "config_version": self.config.version,
-            "jobs": jobs,
-            "open_count": open_count,
-            "open_runs": open,
-            "store_error": self.store.get(Space::Config, CONFIG_KEY).err().map(|e| e.to_string()),
-            "queue_depth": self.outbox.depth(),
-            "undelivered_results": self.outbox.undelivered_results(),
-            "dropped": {"logs": dropped.logs, "health": dropped.health},
-            "unsaved_results": self.unsaved.len(),
-            "stopping": self.stopping.is_some(),
-        })
+        let mut value = stored(&self.store, &self.outbox, &self.table, &self.config);
+        value["unsaved_results"] = self.unsaved.len().into();
+        value["stopping"] = self.stopping.is_some().into();
+        value
     }
+}
 
-    fn job(&self, job: &Job, now_ms: u64) -> Value {
-        let target = self.config.targets.iter().find(|target| target.id == job.target_id);
-        let last = self.table.last_results().get(&job.id).cloned().unwrap_or_default();
-        let overdue = overdue_after(&job.cron, &last).is_some_and(|due| now_ms > due);
-        json!({
-            "job_id": job.id,
-            "target": target.map(|target| target.display_name.clone()),
-            "engine": target.map(|target| target.engine.to_string()),
-            "cron": job.cron,
-            "last_kind": last.last_kind,
-            "last_end_ms": last.last_end_ms,
-            "last_error": last.last_error,
-            "last_success_ms": last.last_success_ms,
-            "last_success_bytes": last.last_success_bytes,
-            "overdue": overdue,
-        })
-    }
+/// How things stand in the store of an agent that is not running. Changes nothing but what opening does.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn of_stopped(store: &Store) -> Result<Value, DispatchError> {
+    let config = load_config(store)?;
+    let outbox = Outbox::open(store.clone(), OutboxLimits::default())?;
+    let table = Table::load(store.clone())?;
+    Ok(stored(store, &outbox, &table, &config))
+}
+
+fn stored(store: &Store, outbox: &Outbox, table: &Table, config: &AgentConfig) -> Value {
+    let now_ms = unix_ms();
+    let jobs: Vec<Value> =
+        config.jobs.iter().map(|job| job_value(config, table, job, now_ms)).collect();
+    let mut open: Vec<&Run> = table.open().collect();
+    open.sort_by_key(|run| (run.accepted_ms, &run.run_id));
+    let open_count = open.len();
+    let open: Vec<Value> = open.into_iter().take(MAX_SHOWN).map(run_value).collect();
+    let dropped = outbox.dropped();
+    json!({
+        "config_version": config.version,
+        "jobs": jobs,
+        "open_count": open_count,
+        "open_runs": open,
+        "store_error": store.get(Space::Config, CONFIG_KEY).err().map(|e| e.to_string()),
+        "queue_depth": outbox.depth(),
+        "undelivered_results": outbox.undelivered_results(),
+        "dropped": {"logs": dropped.logs, "health": dropped.health},
+    })
+}
+
+fn job_value(config: &AgentConfig, table: &Table, job: &Job, now_ms: u64) -> Value {
+    let target = config.targets.iter().find(|target| target.id == job.target_id);
+    let last = table.last_results().get(&job.id).cloned().unwrap_or_default();
+    let overdue = overdue_after(&job.cron, &last).is_some_and(|due| now_ms > due);
+    json!({
+        "job_id": job.id,
+        "target": target.map(|target| target.display_name.clone()),
+        "engine": target.map(|target| target.engine.to_string()),
+        "cron": job.cron,
+        "last_kind": last.last_kind,
+        "last_end_ms": last.last_end_ms,
+        "last_error": last.last_error,
+        "last_success_ms": last.last_success_ms,
+        "last_success_bytes": last.last_success_bytes,
+        "overdue": overdue,
+    })
 }
 
 /// When a job counts as overdue without another success (Unix milliseconds): after the second time that

@@ -177,6 +177,11 @@ impl Store {
         open::open(dir, spaces, keys).map(|inner| Self(Arc::new(inner)))
     }
 
+    /// Whether there is, or was, a store in `dir`; opens nothing.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(files::MARKER).exists() || dir.join(files::DATABASE).exists()
+    }
+
     /// The random id that names this store for ever.
     pub fn id(&self) -> &str {
         &self.0.marker.store_id
