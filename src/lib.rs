@@ -1,4 +1,41 @@
-//! `backupy`: the backup agent and its control plane.
+//! `backupy`: the always-on backup agent and its control plane, in one library and one binary.
+//!
+//! # The way of the data
+//! ```text
+//! socket → link → wire → dispatch → runs → pipeline(driver → compress → seal → upload)
+//!   ↑                                                                        │
+//!   └──────────── link ← outbox ← (state of the run and its report, one batch) ┘
+//! ```
+//! One direction, no way back inside it: [`link`] knows nothing of jobs, [`pipeline`] nothing of the wire.
+//! `backupy up` is the same agent with the control plane (the module `control`) on a loopback port of its
+//! own process.
+//!
+//! # Threads
+//! No async runtime: blocking threads, crossbeam channels, every wait with a deadline or a token.
+//!
+//! | thread | owns | blocks in | woken by |
+//! |---|---|---|---|
+//! | main | the reconnect loop ([`link::run`]) | session end, backoff | channels |
+//! | `link-read` | decoding | `poll(2)` until the idle deadline | data, wake fd |
+//! | `link-write` | encoding, order on the wire | `select!` | urgent slot, slots, outbox, stop |
+//! | `link-beat` | heartbeat and progress cadence | `select!` | interval, percentages, stop |
+//! | `dispatch` | the run table, admission, timers | `select!` | link, reports, queries, stop |
+//! | `run-N` | one attempt, with scoped stage threads | pipes, HTTP, bounded channels | its cancel token |
+//! | `status` | the status socket; a thread for each connection | `poll(2)` | a client, stop |
+//! | `signals` | SIGTERM, SIGINT, SIGHUP | signal-hook | the system |
+//!
+//! Whoever spawns joins. A panicking run fails its run; any other vital thread that panics ends the
+//! process with code 70, because everything that counts is on disk and a supervisor starts it again.
+//!
+//! # Layers
+//! Imports go down only, and a test (`tests/tidy.rs`) holds it:
+//!
+//! `main, cli → agent, control → dispatch → link, observe → outbox → wire → runs, host → pipeline →
+//! drivers → artifact → store → net → config, signals → model, thread → secret, redact, calendar, clock,
+//! wake, exit`
+//!
+//! `wire` is used by outbox, link, dispatch, agent and control only: its plain values stand for the
+//! generated types, which never leave it.
 
 pub mod agent;
 pub mod artifact;
@@ -11,6 +48,7 @@ pub mod control;
 pub mod dispatch;
 pub mod drivers;
 pub mod exit;
+pub mod hex;
 pub mod host;
 pub mod link;
 pub mod model;

@@ -201,8 +201,8 @@ impl fmt::Display for DecryptError {
             DecryptError::Sha256 { expected, found } => write!(
                 f,
                 "the artifact is not the one that was uploaded: its SHA-256 is {}, but it should be {}",
-                hex(found),
-                hex(expected)
+                crate::hex::hex(found),
+                crate::hex::hex(expected)
             ),
         }
     }
@@ -218,14 +218,4 @@ impl std::error::Error for DecryptError {
             DecryptError::KeyNeeded | DecryptError::Sha256 { .. } => None,
         }
     }
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -24,7 +24,6 @@ mod seal;
 mod token;
 mod unpack;
 
-pub(crate) use decrypt::hex;
 pub use decrypt::{DecryptError, Decrypted, Options, decrypt};
 pub use key::{DataKey, KeyFileError, KeyLengthError};
 pub use open::{OpenError, Opener};

@@ -69,7 +69,7 @@ fn known_answer_seals() {
         artifact.extend_from_slice(&frame);
     }
     artifact.extend_from_slice(&END_MARKER);
-    assert_eq!(hex(&sha256(&artifact)), LARGE_SHA256);
+    assert_eq!(crate::hex::hex(&sha256(&artifact)), LARGE_SHA256);
 }
 
 /// From tests/fixtures/artifact_v1.py.
@@ -201,7 +201,7 @@ fn reordered_full_frames_are_caught_by_the_hash() {
     assert!(undo(&artifact, options).is_ok());
     let error = undo(&swapped, options).unwrap_err();
     assert!(matches!(error, DecryptError::Sha256 { .. }), "{error}");
-    assert!(error.to_string().contains(&hex(&sha256(&artifact))));
+    assert!(error.to_string().contains(&crate::hex::hex(&sha256(&artifact))));
 }
 
 #[test]

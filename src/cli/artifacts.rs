@@ -9,6 +9,7 @@ use super::complain;
 use super::place::{Note, Place};
 use super::scratch::ScratchDir;
 use super::show::{self, Progress};
+use crate::clock::unix_ms;
 use crate::config::{self, HostConfig, HostPolicy, PipelineLimits, process_env};
 use crate::control::keys::MasterKey;
 use crate::control::manifest::Manifest;
@@ -19,6 +20,8 @@ use crate::exit::Exit;
 use crate::model::Trust;
 use crate::signals;
 use crate::thread::Cancel;
+
+const DAY_MS: u64 = 86_400_000;
 
 /// Why a command ended, and with which code.
 pub(super) type Failed = (String, Exit);
@@ -84,6 +87,12 @@ impl Artifacts {
         let selected = select(&self.storage, &self.master, wanted).map_err(|error| fail(&error))?;
         for skipped in &selected.skipped {
             complain(format!("skipped a newer backup: {skipped}"));
+        }
+        if selected.manifest.finished_ms > unix_ms().saturating_add(DAY_MS) {
+            complain(
+                "this backup is dated in the future, so a clock was wrong; if it is not the newest one, name \
+                 another run",
+            );
         }
         Ok(selected.manifest)
     }

@@ -99,7 +99,7 @@ pub fn run_with(args: &DecryptArgs, streams: &mut Streams<'_>) -> Exit {
 }
 
 fn summary(args: &DecryptArgs, done: &Decrypted) -> String {
-    let sha256 = crate::artifact::hex(&done.sha256);
+    let sha256 = crate::hex::hex(&done.sha256);
     let output = if args.output == "-" { "standard output" } else { &args.output };
     let kept = if args.skip_decompress { ", left compressed" } else { "" };
     format!(

@@ -13,6 +13,7 @@ use super::complain;
 use super::place::{Note, Place};
 use crate::clock::unix_ms;
 use crate::config::process_env;
+use crate::control::embedded::private_dir;
 use crate::control::keys::MasterKey;
 use crate::exit::Exit;
 
@@ -153,6 +154,12 @@ fn import(args: &ImportArgs) -> Result<(), Failed> {
     }
     let text = read_export(args.input.as_deref())
         .map_err(|error| (format!("failed to read the exported key: {error}"), Exit::Failed))?;
+    if let Some(dir) = note.master_key.parent()
+        && dir == place.state_dir
+    {
+        // On a new machine `up` has not been started yet.
+        private_dir(dir).map_err(state)?;
+    }
     let key = MasterKey::import(&text, &note.master_key, Some(&note.storage)).map_err(state)?;
     let keys = key.ids().collect::<Vec<_>>().join(", ");
     eprintln!("{} now holds: {keys}", note.master_key.display());

@@ -136,6 +136,16 @@ impl Place {
             .map_err(|error| (error.to_string(), error.exit()))
     }
 
+    /// The books for a rebuild, where the state may have been lost.
+    ///
+    /// # Errors
+    /// Why they cannot be opened.
+    pub fn rebuild_books(&self) -> Result<Books, (String, Exit)> {
+        let note = self.known_note()?;
+        Books::open_to_rebuild(&self.state_dir, &note.storage, &note.master_key)
+            .map_err(|error| (error.to_string(), error.exit()))
+    }
+
     /// Finds the place that the flags and the environment name.
     ///
     /// # Errors

@@ -86,7 +86,7 @@ fn offline(
     name: Option<&str>,
     limit: usize,
 ) -> Result<Vec<RunView>, (String, Exit)> {
-    let books = place.open_books()?;
+    let books = if args.rebuild { place.rebuild_books() } else { place.open_books() }?;
     if args.rebuild {
         let found = books.rebuild().map_err(|error| (error.to_string(), error.exit()))?;
         eprintln!("{}", rebuilt(&found));

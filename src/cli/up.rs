@@ -127,7 +127,10 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
         Ok(embedded) => embedded,
         Err(error) => {
             complain(&error);
-            error.tell(&settings);
+            // Beside one that runs, nothing is down.
+            if error.exit() != Exit::Busy {
+                error.tell(&settings);
+            }
             return error.exit();
         }
     };
@@ -180,23 +183,27 @@ fn settings(args: &UpArgs) -> Result<(Settings, Option<PathBuf>), String> {
     if by_flags && args.config.is_some() {
         return Err("either --config FILE, or --database, --to and a schedule".into());
     }
-    if !by_flags {
-        let path = PathBuf::from(args.config.as_deref().unwrap_or(DEFAULT_CONFIG));
-        if args.config.is_none() && !path.exists() {
-            return Err(format!(
-                "there is no {DEFAULT_CONFIG}; name a file with --config, or start with\n\
-                 backupy up --database sqlite:///srv/app.db --to /var/backups --every 6h"
-            ));
-        }
-        let mut settings =
-            file_of_up::load(&path).map_err(|problems| place::tell(&path, &problems))?;
-        if let Some(dir) = &args.state_dir {
-            override_state_dir(&mut settings, Path::new(dir))?;
-        }
-        return Ok((settings, Some(path)));
+    if by_flags { from_flags(args).map(|settings| (settings, None)) } else { from_file(args) }
+}
+
+fn from_file(args: &UpArgs) -> Result<(Settings, Option<PathBuf>), String> {
+    let path = PathBuf::from(args.config.as_deref().unwrap_or(DEFAULT_CONFIG));
+    if args.config.is_none() && !path.exists() {
+        return Err(format!(
+            "there is no {DEFAULT_CONFIG}; name a file with --config, or start with\n\
+             backupy up {EXAMPLE}"
+        ));
     }
+    let mut settings = file_of_up::load(&path).map_err(|problems| place::tell(&path, &problems))?;
+    if let Some(dir) = &args.state_dir {
+        override_state_dir(&mut settings, Path::new(dir))?;
+    }
+    Ok((settings, Some(path)))
+}
+
+fn from_flags(args: &UpArgs) -> Result<Settings, String> {
     let needed = |flag: &Option<String>, name: &str| {
-        flag.clone().ok_or_else(|| format!("{name} is missing, as in: --database sqlite:///srv/app.db --to /var/backups --every 6h"))
+        flag.clone().ok_or_else(|| format!("{name} is missing, as in: {EXAMPLE}"))
     };
     let flags = Flags {
         database: needed(&args.database, "--database")?,
@@ -210,11 +217,12 @@ fn settings(args: &UpArgs) -> Result<(Settings, Option<PathBuf>), String> {
         state_dir: args.state_dir.clone().or_else(|| process_env("BACKUPY_STATE_DIR")),
         master_key: args.master_key.clone(),
     };
-    let settings = Settings::from_flags(&flags).map_err(|problems| {
+    Settings::from_flags(&flags).map_err(|problems| {
         problems.iter().map(|problem| problem.message.clone()).collect::<Vec<_>>().join("\n")
-    })?;
-    Ok((settings, None))
+    })
 }
+
+const EXAMPLE: &str = "--database sqlite:///srv/app.db --to /var/backups --every 6h";
 
 /// `--state-dir` beside a file: the default place of the master key moves along.
 fn override_state_dir(settings: &mut Settings, dir: &Path) -> Result<(), String> {

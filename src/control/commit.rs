@@ -169,7 +169,7 @@ fn check(
     if storage.size(&key)? != Some(arrived.size_bytes) {
         return untrue("an object that is no longer there as it arrived");
     }
-    let same_hash = super::durable::unhex32(&report.sha256) == Some(arrived.sha256);
+    let same_hash = crate::hex::unhex32(&report.sha256) == Some(arrived.sha256);
     if arrived.size_bytes != report.size_bytes || !same_hash {
         return untrue("another size or hash than what arrived");
     }
@@ -206,6 +206,26 @@ pub struct Tidied {
     pub removed: usize,
 }
 
+/// Whether a run's artifact and manifest are where the catalogue says, as far as can be told without reading it.
+fn is_there(storage: &dyn Storage, run: &Run) -> Result<bool, StorageError> {
+    let Some(object) = &run.object else { return Ok(false) };
+    let manifest = match storage.read_manifest(&object.key) {
+        Ok(_) => true,
+        Err(StorageError::NotFound { .. }) => false,
+        Err(error) => return Err(error),
+    };
+    let there = manifest && storage.size(&object.key)? == Some(object.size_bytes);
+    if !there {
+        log::error!(
+            "run {} of {}: {} is damaged or gone; it counts for nothing in the keep rules",
+            run.run_id,
+            run.backup,
+            object.key
+        );
+    }
+    Ok(there)
+}
+
 /// Applies the keep rules of every backup, and removes what is to go. A backup that is in the catalogue but in no
 /// file any more keeps everything.
 ///
@@ -224,7 +244,13 @@ pub fn tidy<'a>(
     for (backup, rule) in rules {
         let mut runs = catalogue.runs(Some(backup), usize::MAX)?;
         runs.retain(|run| run.artifact == super::catalogue::ArtifactState::Present);
-        let artifacts: Vec<_> = runs.iter().map(Run::for_keep).collect();
+        let mut artifacts: Vec<_> = runs.iter().map(Run::for_keep).collect();
+        if !keep::released(&artifacts, rule, now_ms, seen).is_empty() {
+            // What takes the place of others must really be there.
+            for (run, artifact) in runs.iter().zip(&mut artifacts) {
+                artifact.good = artifact.good && is_there(storage, run)?;
+            }
+        }
         for run_id in keep::released(&artifacts, rule, now_ms, seen) {
             catalogue.release(run_id)?;
             tidied.released.push(run_id.to_owned());

@@ -76,7 +76,12 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// Of the file system.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
-    sync_dir(path.parent().unwrap_or(Path::new("/")))
+    match path.parent() {
+        // A name alone lies in the working directory.
+        Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
+        Some(parent) => sync_dir(parent),
+        None => sync_dir(Path::new("/")),
+    }
 }
 
 /// Syncs a directory.
@@ -104,25 +109,7 @@ pub fn random_hex(bytes: usize) -> io::Result<String> {
     SystemRandom::new()
         .fill(&mut random)
         .map_err(|_| io::Error::other("the system gives no random numbers"))?;
-    Ok(hex(&random))
-}
-
-/// Lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// 32 bytes from 64 lower-case hex digits.
-pub fn unhex32(text: &str) -> Option<[u8; 32]> {
-    let lower = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-    if text.len() != 64 || !text.as_bytes().iter().all(lower) {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
-    }
-    Some(bytes)
+    Ok(crate::hex::hex(&random))
 }
 
 #[cfg(test)]
@@ -145,11 +132,8 @@ mod tests {
     }
 
     #[test]
-    fn hex_there_and_back() {
-        let bytes: [u8; 32] = std::array::from_fn(|i| i as u8 * 7);
-        assert_eq!(unhex32(&hex(&bytes)), Some(bytes));
-        assert_eq!(unhex32(&hex(&bytes).to_uppercase()), None);
-        assert_eq!(unhex32(&"+1".repeat(32)), None);
-        assert_eq!(unhex32("00"), None);
+    fn a_name_alone_lies_in_the_working_directory() {
+        sync_parent(Path::new("just-a-name")).unwrap();
+        sync_parent(Path::new("/")).unwrap();
     }
 }

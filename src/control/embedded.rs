@@ -71,8 +71,11 @@ impl EmbeddedError {
 
     /// Runs `on_failure` for a control plane that does not start, and waits for it.
     pub fn tell(&self, settings: &Settings) {
-        let Some(command) = &settings.on_failure else { return };
-        match Notifier::start(Some(command.clone()), NOTIFY_TIMEOUT) {
+        let hook = settings.failure_hook();
+        if hook.is_none() {
+            return;
+        }
+        match Notifier::start(hook, NOTIFY_TIMEOUT) {
             Ok(mut notifier) => {
                 notifier.tell(Failure {
                     name: "backupy".into(),
@@ -128,7 +131,7 @@ impl Embedded {
         private_dir(&state_dir)?;
         let agent_key = agent_key(&state_dir)?;
         let books = Books::open(&settings, &agent_key).map_err(EmbeddedError::Books)?;
-        let notifier = Notifier::start(settings.on_failure.clone(), NOTIFY_TIMEOUT)
+        let notifier = Notifier::start(settings.failure_hook(), NOTIFY_TIMEOUT)
             .map_err(|error| EmbeddedError::Io("start the notify thread", error))?;
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms())
             .map_err(EmbeddedError::Books)?;
@@ -179,7 +182,10 @@ impl Drop for Embedded {
 }
 
 /// Makes a directory with mode 0700, or takes the mode down to that.
-fn private_dir(path: &Path) -> Result<(), EmbeddedError> {
+///
+/// # Errors
+/// Of the file system.
+pub fn private_dir(path: &Path) -> Result<(), EmbeddedError> {
     let make = || -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let mode = fs::metadata(path)?.permissions().mode();
@@ -192,7 +198,10 @@ fn private_dir(path: &Path) -> Result<(), EmbeddedError> {
 }
 
 /// The key of a state directory's agent, which also opens its stores; made at the first start.
-fn agent_key(state_dir: &Path) -> Result<Secret, EmbeddedError> {
+///
+/// # Errors
+/// When it cannot be read or made, or is not a key.
+pub fn agent_key(state_dir: &Path) -> Result<Secret, EmbeddedError> {
     match existing_agent_key(state_dir) {
         Err(EmbeddedError::State(path, error)) if error.kind() == io::ErrorKind::NotFound => {
             let failed = |error| EmbeddedError::State(path.clone(), error);

@@ -6,7 +6,8 @@
 //! stays, and nothing goes while the clock cannot be trusted ([`LastSeen`]).
 //!
 //! An artifact is *good* if its run completed, it is still there and no verification failed. What is not good
-//! never counts towards `last`; it goes by age alone.
+//! never counts towards `last`; it goes by age alone. What was finished in the future was dated by a wrong clock:
+//! it stays, and it takes nobody's place, or it would pass for the newest one for ever.
 
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +49,8 @@ pub fn released<'a>(
     if rule == Rule::default() || !seen.believes(now_ms) {
         return Vec::new();
     }
-    let mut newest_first: Vec<&Artifact<'a>> = artifacts.iter().collect();
+    let dated = |a: &&Artifact<'_>| a.finished_ms <= now_ms.saturating_add(AHEAD_MAX_MS);
+    let mut newest_first: Vec<&Artifact<'a>> = artifacts.iter().filter(dated).collect();
     newest_first.sort_by_key(|a| (std::cmp::Reverse(a.finished_ms), std::cmp::Reverse(a.run_id)));
     let mut good_seen = 0u32;
     let mut gone = Vec::new();
@@ -148,6 +150,16 @@ mod tests {
         let seen = LastSeen { at_ms: later, ahead_ms: 0 };
         assert_eq!(released(&runs, rule(None, Some(1)), later, &seen), ["c", "a"]);
         assert_eq!(released(&runs, rule(Some(0), None), later, &seen), ["c", "a"]);
+    }
+
+    #[test]
+    fn one_from_the_future_stays_and_protects_nobody_elses_place() {
+        let mut runs = daily(&["a", "b", "c", "d"]);
+        runs[3].finished_ms = NOW + 20_000 * DAY_MS;
+        assert_eq!(released(&runs, rule(Some(1), None), NOW, &SEEN), ["c", "b"]);
+        // The clock went back: what it says about the newest ones lets none of them go.
+        let back = NOW - 30 * DAY_MS;
+        assert!(released(&runs, rule(Some(1), Some(1)), back, &SEEN).is_empty());
     }
 
     #[test]

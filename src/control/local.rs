@@ -79,9 +79,8 @@ fn back_up(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
         Ok(run_id) => run_id,
         Err(error) => return refuse(reply, &error),
     };
-    let changes = plane.follow(&run_id);
+    let mut changes = plane.follow(&run_id);
     let begun = Instant::now();
-    let mut shown = None;
     loop {
         let run = match plane.run(&run_id) {
             Ok(Some(run)) => run,
@@ -93,10 +92,9 @@ fn back_up(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
         }
         let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         reply(&json!({ "progress": run, "elapsed_ms": elapsed_ms }))?;
-        shown.replace(run);
         if changes.recv_timeout(SIGN) == Err(RecvTimeoutError::Disconnected) {
-            // Over, or between the books and the board: the next look will tell, but must not spin.
-            std::thread::sleep(Duration::from_millis(10));
+            // The books knew of the end before the channel did, so the next look will tell.
+            changes = crossbeam_channel::never();
         }
     }
 }
@@ -105,6 +103,9 @@ fn cancel(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
     let Some(name) = request["name"].as_str() else { return refuse(reply, &"which backup?") };
     if plane.settings().backup(name).is_none() {
         return refuse(reply, &format!("there is no backup called \"{name}\""));
+    }
+    if plane.runs(Some(name), 1).is_ok_and(|runs| runs.iter().all(RunView::is_over)) {
+        return refuse(reply, &format!("no run of {name} is open"));
     }
     if plane.cancel(name) {
         reply(&json!({ "done": {} }))

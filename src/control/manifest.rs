@@ -17,9 +17,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::durable::{hex, unhex32};
 use super::keys::{KeyError, MasterKey, Wrapped};
 use super::storage::{MANIFEST_MAX, ObjectKey};
+use crate::hex::{hex, unhex32};
 use crate::model::{Compression, Engine};
 
 /// The version that this program writes and reads.

@@ -35,3 +35,10 @@ pub mod server;
 pub mod session;
 pub mod view;
 pub mod watch;
+
+/// Between two looks of a test at something that tells nobody when it happens, such as a file.
+#[cfg(test)]
+pub(crate) fn moment() {
+    let nobody = crossbeam_channel::never::<()>();
+    assert!(nobody.recv_timeout(std::time::Duration::from_millis(10)).is_err());
+}

@@ -3,7 +3,7 @@
 //! One thread runs one command at a time, `sh -c` in a process group of its own, for a bounded time; what
 //! waits is bounded too. The command learns of the failure by environment variables, never by its text, so
 //! that no name and no error message is ever read by the shell. It inherits the environment of `up`
-//! without our own variables, because those may hold keys and passwords.
+//! without our own variables and without those that the file names as passwords.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -18,7 +18,16 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use crate::clock::Deadline;
 use crate::net::{Waited, wait_readable};
 use crate::redact::clean;
-use crate::thread::{Cancel, Why, spawn};
+use crate::thread::{Cancel, Why, spawn_vital};
+
+/// The command, and the variables that it must not see.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OnFailure {
+    /// For `sh -c`.
+    pub command: String,
+    /// Names of variables that hold passwords.
+    pub hidden: Vec<String>,
+}
 
 /// How one failure is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,7 +36,7 @@ pub struct Failure {
     pub name: String,
     /// The run, empty if there was none (`BACKUPY_RUN_ID`).
     pub run_id: String,
-    /// `failed`, `cancelled`, `late` or `missed` (`BACKUPY_STATUS`).
+    /// `failed`, `late`, `missed`, or `down` when `up` itself cannot start (`BACKUPY_STATUS`).
     pub status: String,
     /// What went wrong (`BACKUPY_ERROR`).
     pub error: String,
@@ -37,7 +46,7 @@ pub struct Failure {
 #[derive(Debug)]
 pub struct Notifier {
     queue: Option<Sender<Failure>>,
-    command: Arc<Mutex<Option<String>>>,
+    command: Arc<Mutex<Option<OnFailure>>>,
     stop: Cancel,
     thread: Option<JoinHandle<()>>,
 }
@@ -50,17 +59,17 @@ impl Notifier {
     ///
     /// # Errors
     /// When there is no thread or descriptor left.
-    pub fn start(command: Option<String>, timeout: Duration) -> io::Result<Self> {
+    pub fn start(command: Option<OnFailure>, timeout: Duration) -> io::Result<Self> {
         let (sender, receiver) = bounded(Self::BOUND);
         let command = Arc::new(Mutex::new(command));
         let stop = Cancel::new()?;
         let work = (command.clone(), stop.clone());
-        let thread = spawn("notify", move || run(&receiver, &work.0, &work.1, timeout))?;
+        let thread = spawn_vital("notify", move || run(&receiver, &work.0, &work.1, timeout))?;
         Ok(Self { queue: Some(sender), command, stop, thread: Some(thread) })
     }
 
     /// Takes another command, from the next failure on.
-    pub fn set_command(&self, command: Option<String>) {
+    pub fn set_command(&self, command: Option<OnFailure>) {
         *self.command.lock().unwrap_or_else(PoisonError::into_inner) = command;
     }
 
@@ -100,7 +109,7 @@ impl Drop for Notifier {
 
 fn run(
     queue: &Receiver<Failure>,
-    command: &Mutex<Option<String>>,
+    command: &Mutex<Option<OnFailure>>,
     stop: &Cancel,
     timeout: Duration,
 ) {
@@ -109,9 +118,9 @@ fn run(
             recv(queue) -> failure => match failure { Ok(failure) => failure, Err(_) => return },
             recv(stop.done()) -> _ => return,
         };
-        let line = command.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(line) = line else { continue };
-        match execute(&line, &failure, stop, timeout) {
+        let hook = command.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(hook) = hook else { continue };
+        match execute(&hook, &failure, stop, timeout) {
             Ok(status) if status.success() => log::info!("on_failure ran for {}", failure.name),
             Ok(status) => log::error!("on_failure for {} ended with {status}", failure.name),
             Err(error) => log::error!("failed to run on_failure for {}: {error}", failure.name),
@@ -120,19 +129,27 @@ fn run(
 }
 
 fn execute(
-    line: &str,
+    hook: &OnFailure,
     failure: &Failure,
     stop: &Cancel,
     timeout: Duration,
 ) -> io::Result<ExitStatus> {
     let mut command = Command::new("sh");
-    command.arg("-c").arg(line).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    command
+        .arg("-c")
+        .arg(&hook.command)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .process_group(0);
     for (name, _) in std::env::vars_os() {
         let ours =
             name.to_str().is_some_and(|n| n.starts_with("BACKUPY_") || n.starts_with("BACKUP_"));
         if ours {
             command.env_remove(name);
         }
+    }
+    for name in &hook.hidden {
+        command.env_remove(name);
     }
     command
         .env("BACKUPY_NAME", &failure.name)
@@ -187,6 +204,10 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
+    fn hook(command: &str) -> OnFailure {
+        OnFailure { command: command.to_owned(), hidden: vec!["CARGO_PKG_NAME".to_owned()] }
+    }
+
     fn failure() -> Failure {
         Failure {
             name: "shop".into(),
@@ -204,7 +225,7 @@ mod tests {
                 return text;
             }
             assert!(!deadline.passed(), "{} was never written", path.display());
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 
@@ -213,16 +234,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let command = format!(
-            "cd {0} && env | grep ^BACKUP > new && mv new {1}",
+            "cd {0} && env | grep -e ^BACKUP -e ^CARGO_PKG_NAME= -e ^CARGO_PKG_VERSION= > new && mv new {1}",
             dir.path().display(),
             out.display()
         );
-        let notifier = Notifier::start(Some(command), PATIENCE).unwrap();
+        let notifier = Notifier::start(Some(hook(&command)), PATIENCE).unwrap();
         notifier.tell(failure());
         let mut lines: Vec<_> = written(&out).lines().map(str::to_owned).collect();
         lines.sort();
         assert_eq!(lines[0], "BACKUPY_ERROR=$(touch evil) `id` password=***");
-        assert_eq!(lines[1..], ["BACKUPY_NAME=shop", "BACKUPY_RUN_ID=r1", "BACKUPY_STATUS=failed"]);
+        assert_eq!(
+            lines[1..],
+            [
+                "BACKUPY_NAME=shop",
+                "BACKUPY_RUN_ID=r1",
+                "BACKUPY_STATUS=failed",
+                concat!("CARGO_PKG_VERSION=", env!("CARGO_PKG_VERSION"))
+            ],
+            "and no variable that holds a password"
+        );
         assert!(!dir.path().join("evil").exists(), "the error is never read by the shell");
     }
 
@@ -232,7 +262,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
         let line = format!("sleep 1000 & echo $! > {}; wait", pid_file.display());
-        let error = execute(&line, &failure(), &stop, Duration::from_millis(500)).unwrap_err();
+        let error =
+            execute(&hook(&line), &failure(), &stop, Duration::from_millis(500)).unwrap_err();
         assert!(error.to_string().contains("did not end"), "{error}");
         let pid = fs::read_to_string(&pid_file).unwrap();
         let deadline = Deadline::after(PATIENCE);
@@ -243,15 +274,15 @@ mod tests {
         };
         while alive(&pid) {
             assert!(!deadline.passed(), "the grandchild lives");
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 
     #[test]
     fn a_failing_command_is_an_error_status_and_a_stop_does_not_wait() {
         let stop = Cancel::new().unwrap();
-        assert_eq!(execute("exit 3", &failure(), &stop, PATIENCE).unwrap().code(), Some(3));
-        let mut notifier = Notifier::start(Some("sleep 1000".into()), PATIENCE).unwrap();
+        assert_eq!(execute(&hook("exit 3"), &failure(), &stop, PATIENCE).unwrap().code(), Some(3));
+        let mut notifier = Notifier::start(Some(hook("sleep 1000")), PATIENCE).unwrap();
         notifier.tell(failure());
         notifier.stop(Duration::from_millis(50));
     }
@@ -265,12 +296,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         // Those before may still wait, so keep telling until one gets through.
-        notifier.set_command(Some(format!("touch {0}.new && mv {0}.new {0}", out.display())));
+        notifier
+            .set_command(Some(hook(&format!("touch {0}.new && mv {0}.new {0}", out.display()))));
         let deadline = Deadline::after(PATIENCE);
         while !out.exists() {
             notifier.tell(failure());
             assert!(!deadline.passed());
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 }

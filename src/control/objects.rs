@@ -30,6 +30,10 @@ pub fn put(plane: &Plane, request: &Request, conn: &mut Conn) -> Result<(), Http
     let mut body = conn.body(length)?;
     let put = receive(put, &mut |buffer| body.next(buffer))?;
     body.finish()?;
+    // It may have ended while its bytes came; what it left would be known to nobody.
+    if !plane.books().expects(permit.key()) {
+        return Err(HttpError::Bad(Status::CONFLICT, "the run of this object is over"));
+    }
     let stored = put.commit().map_err(|error| refuse(&error))?;
     match plane.books().uploaded(permit.key(), stored) {
         Ok(true) => conn.respond(Status::CREATED, "stored"),

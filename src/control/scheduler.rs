@@ -11,7 +11,7 @@ use crossbeam_channel::select;
 
 use super::plane::Plane;
 use crate::clock::unix_ms;
-use crate::thread::{Cancel, Why, spawn};
+use crate::thread::{Cancel, Why, spawn_vital};
 
 /// The longest sleep: waits count time in which the machine runs, schedules count the time of day.
 const LOOK: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ impl Scheduler {
     pub fn start(plane: Plane) -> io::Result<Self> {
         let stop = Cancel::new()?;
         let seen = stop.clone();
-        let thread = spawn("schedule", move || run(&plane, &seen))?;
+        let thread = spawn_vital("schedule", move || run(&plane, &seen))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 
@@ -46,11 +46,6 @@ impl Scheduler {
         {
             log::error!("the scheduler panicked");
         }
-    }
-
-    /// Whether the thread has ended by itself, which it never should.
-    pub fn has_died(&self) -> bool {
-        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
 }
 

@@ -4,32 +4,23 @@ use std::time::Instant;
 
 use super::messages;
 use super::{CONFIG_KEY, Dispatch, DispatchError, MAX_OPEN};
+use crate::artifact::DataKey;
 use crate::calendar::window::Window;
 use crate::clock::unix_ms;
 use crate::config::parse_log_level;
 use crate::link;
 use crate::model::AgentConfig;
 use crate::observe::logging;
+use crate::redact::clean;
 use crate::runs::state::{Outcome, Phase, Run};
 use crate::runs::table::Found;
-use crate::runs::worker::Plan;
+use crate::runs::worker::{Plan, check_size};
 use crate::store::{Space, Store};
 use crate::thread::Why;
 use crate::wire::{self, Ack, LogLevel, RunBackup, ServerMessage};
 
 /// Longest run_id and job_id that is accepted, in bytes: a thousand open runs stay in memory.
-const MAX_ID_BYTES: usize = 8 << 10;
-
-/// Longest upload URL, object key and data key. Each of them must fit, together with the rest of its
-/// record, into one record of the store and one message: a run whose result cannot be sent never ends.
-const MAX_CREDS_BYTES: usize = 16 << 10;
-
-fn is_oversized(command: &RunBackup) -> bool {
-    let creds = command.upload_creds.as_ref();
-    let url = creds.map_or(0, |creds| creds.put_url.expose().len());
-    let object = creds.map_or(0, |creds| creds.object_key.len());
-    url.max(object).max(command.encrypted_dek.expose().len()) > MAX_CREDS_BYTES
-}
+const MAX_ID_BYTES: usize = 1 << 10;
 
 /// The configuration held in the store; the empty one at the first start.
 pub(super) fn load_config(store: &Store) -> Result<AgentConfig, DispatchError> {
@@ -44,7 +35,7 @@ impl Dispatch {
     pub(super) fn on_link(&mut self, event: link::Event) {
         match event {
             link::Event::Up { session_id, ack } => {
-                log::info!("session {session_id} is up");
+                log::debug!("session {session_id} is up");
                 if let Some(config) = ack.config {
                     // What the server says at the handshake counts, even if it is older.
                     self.take_config(config);
@@ -114,16 +105,11 @@ impl Dispatch {
         if command.run_id.len() > MAX_ID_BYTES || command.job_id.len() > MAX_ID_BYTES {
             return Ok(Err(format!("run_id and job_id may have {MAX_ID_BYTES} bytes at most")));
         }
-        if is_oversized(&command) {
-            return Ok(Err(format!(
-                "upload URL, object key and data key may have {MAX_CREDS_BYTES} bytes at most"
-            )));
-        }
         match self.table.find(&command.run_id)? {
             Found::Unknown => self.accept(command),
             Found::Open(run) => {
                 let run = run.clone();
-                self.refresh(run, command).map(Ok)
+                self.refresh(run, command)
             }
             Found::Finished(run) => self.repeat_result(messages::result(&run)).map(Ok),
             Found::Tombstone(kind) => {
@@ -154,6 +140,8 @@ impl Dispatch {
             Some(job) => Plan::new(&run, job).err(),
         };
         if let Some(error) = refusal {
+            // It may repeat what the configuration says, which has no bound but the message's.
+            let error = clean(&error);
             // Accepted and ended in one step: the result says why.
             log::warn!("run {} of job {} failed: {error}", run.run_id, run.job_id);
             let run = run.end(Outcome::Failed { error }, now_ms);
@@ -171,10 +159,23 @@ impl Dispatch {
 
     /// A repeat of an unfinished run brings new upload credentials; never another key to an attempt
     /// under way.
-    fn refresh(&mut self, mut run: Run, command: RunBackup) -> Result<(), DispatchError> {
+    fn refresh(
+        &mut self,
+        mut run: Run,
+        command: RunBackup,
+    ) -> Result<Result<(), String>, DispatchError> {
+        let key_bytes = command.encrypted_dek.expose();
+        if !key_bytes.is_empty()
+            && let Err(error) = DataKey::from_bytes(key_bytes)
+        {
+            return Ok(Err(error.to_string()));
+        }
         let creds = command.upload_creds.filter(|creds| !creds.put_url.is_empty());
-        if creds.is_some() {
-            run.creds.clone_from(&creds);
+        if let Some(creds) = &creds {
+            if let Err(error) = check_size(creds) {
+                return Ok(Err(error));
+            }
+            run.creds = Some(creds.clone());
         }
         if run.phase == Phase::Queued && !command.encrypted_dek.is_empty() {
             run.data_key = command.encrypted_dek;
@@ -188,7 +189,7 @@ impl Dispatch {
         if self.highwater_stale {
             self.save_highwater()?;
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Sends a result once more, unless so many wait already that this would only fill the queue.

@@ -417,6 +417,9 @@ impl Dispatch {
         for run in runs {
             self.table.apply(run);
         }
+        if self.table.is_overfull() {
+            self.prune_at = Instant::now();
+        }
         self.share();
         Ok(())
     }

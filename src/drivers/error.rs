@@ -86,7 +86,7 @@ impl DriverError {
             | Self::Sink(_)
             | Self::Cancelled(_) => false,
             Self::Secret(error) => error.retry(),
-            Self::Host(_) => true,
+            Self::Host(error) => error.retry(),
             Self::Sqlite { fault, .. } => fault.retry(),
             Self::Postgres(fault) => fault.retry(),
             Self::Exec(error) => error.retry(),

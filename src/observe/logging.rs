@@ -38,8 +38,8 @@ pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// Libraries speak only from warnings on, unless everything was asked for: their debug output is about
-/// their insides, and rustls' trace output is not ours to vouch for.
+/// Libraries speak only from warnings on, whatever level was asked for: at trace level ureq prints
+/// presigned URLs and tungstenite the Authorization header and every message.
 struct Filter(env_logger::Logger);
 
 impl log::Log for Filter {
@@ -68,4 +68,23 @@ fn log_panic(info: &panic::PanicHookInfo<'_>) {
         .unwrap_or_default();
     let place = info.location().map(ToString::to_string).unwrap_or_default();
     log::error!("panic at {place}: {text} (this is a defect, please report it)");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::Log as _;
+
+    #[test]
+    fn libraries_are_heard_from_warnings_on() {
+        let filter = Filter(env_logger::Builder::new().filter_level(LevelFilter::Trace).build());
+        let enabled = |target: &str, level| {
+            filter.enabled(&log::Metadata::builder().target(target).level(level).build())
+        };
+        for target in ["tungstenite::protocol", "ureq", "ureq_proto::util", "rustls", "fjall"] {
+            assert!(!enabled(target, log::Level::Trace) && !enabled(target, log::Level::Info));
+            assert!(enabled(target, log::Level::Warn), "{target}");
+        }
+        assert!(enabled("backupy::link", log::Level::Trace));
+    }
 }

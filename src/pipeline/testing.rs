@@ -18,7 +18,7 @@ use crate::thread::{Never, spawn};
 pub(super) const SECRET: &str = "5ec7e7516";
 
 /// What the store does with one connection.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) enum Play {
     /// Reads everything and answers.
     Answer(String),
@@ -30,6 +30,12 @@ pub(super) enum Play {
     EarlyClose(String),
     /// Reads so much of the body and resets.
     ResetAfter(usize),
+    /// Reads the head, then announces without end that it goes on.
+    Flood,
+    /// Reads everything, then announces without end that it goes on.
+    FloodAfter,
+    /// Sends a head that never ends.
+    EndlessHead,
     /// Reads everything and says nothing.
     Mute,
     /// Reads nothing.
@@ -218,9 +224,25 @@ fn perform(
             read_body(conn, request, usize::MAX, Some(Duration::from_millis(1)))?;
             conn.write_all(answer.as_bytes())?;
         }
+        Play::Flood => return flood(conn, "HTTP/1.1 100 Continue\r\n\r\n"),
+        Play::FloodAfter => {
+            read_body(conn, request, usize::MAX, None)?;
+            return flood(conn, "HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        Play::EndlessHead => {
+            conn.write_all(b"HTTP/1.1 100 Continue\r\nX: ")?;
+            return flood(conn, "yyyyyyyyyyyyyyyyyyyyyyyyyyy");
+        }
         Play::Deaf | Play::Close => {}
     }
     conn.flush()
+}
+
+/// Until the client has had enough.
+fn flood(conn: &mut dyn Conn, text: &str) -> io::Result<()> {
+    let text = text.repeat(1000);
+    while conn.write_all(text.as_bytes()).is_ok() {}
+    Ok(())
 }
 
 fn read_head(conn: &mut dyn Conn, head: &mut String) -> io::Result<()> {

@@ -199,9 +199,12 @@ impl Run {
         self
     }
 
-    /// The run is over. What it does not need any more (the upload URL) is forgotten.
+    /// The run is over. What it does not need any more (the upload URL, a key that sealed nothing) is forgotten.
     #[must_use]
     pub fn end(mut self, outcome: Outcome, now_ms: u64) -> Self {
+        if outcome.kind() != EndKind::Completed {
+            self.data_key = SecretBytes::default();
+        }
         self.phase = Phase::Ended(Ended { at_ms: now_ms, outcome });
         self.creds = None;
         self

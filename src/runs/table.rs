@@ -31,6 +31,9 @@ const KEEP_TOMBSTONE_MS: u64 = 365 * 86_400_000;
 /// Most records that one pruning step touches, so that a batch stays small.
 const PRUNE_STEP: usize = 200;
 
+/// Jobs whose last results are kept: a control plane can name any number of jobs that do not exist.
+const MAX_LAST: usize = 10_000;
+
 /// Longest id that is used as a key as it is.
 const MAX_RAW_ID: usize = 256;
 
@@ -191,19 +194,31 @@ impl Table {
                 batch.put(Space::Runs, with_id(FINISHED, &run.run_id), value);
                 let by_end = with_id(&by_end_prefix(ended.at_ms), &run.run_id);
                 batch.put(Space::Runs, by_end, run.run_id.as_bytes());
-                let last = self.last_after(run);
-                let last = write(&(&run.job_id, last))?;
-                batch.put(Space::Runs, with_id(LAST, &run.job_id), last);
+                if self.keeps_last(&run.job_id) {
+                    let last = write(&(&run.job_id, self.last_after(run)))?;
+                    batch.put(Space::Runs, with_id(LAST, &run.job_id), last);
+                }
             }
         }
         Ok(())
     }
 
+    fn keeps_last(&self, job_id: &str) -> bool {
+        self.last.len() < MAX_LAST || self.last.contains_key(job_id)
+    }
+
+    /// Whether so much has come together that [`Table::prune`] should not wait for its time.
+    pub fn is_overfull(&self) -> bool {
+        self.finished >= KEEP_RUNS + PRUNE_STEP
+    }
+
     /// Takes over a state that has been committed.
     pub fn apply(&mut self, run: Run) {
         if run.ended().is_some() {
-            let last = self.last_after(&run);
-            self.last.insert(run.job_id.clone(), last);
+            if self.keeps_last(&run.job_id) {
+                let last = self.last_after(&run);
+                self.last.insert(run.job_id.clone(), last);
+            }
             self.open.remove(&run.run_id);
             self.finished += 1;
         } else {
@@ -244,12 +259,14 @@ impl Table {
             batch.delete(Space::Tombstones, key);
             touched += 1;
         }
-        // A job that vanished and came back within the time that runs are kept has its history still.
+        // A job that vanished and came back within the time that runs are kept has its history still, unless there
+        // is no room for others.
+        let crowded = self.last.len() >= MAX_LAST;
         let gone: Vec<String> = self
             .last
             .iter()
             .filter(|(job_id, last)| {
-                !is_job(job_id) && last.last_end_ms.saturating_add(KEEP_MS) < now_ms
+                !is_job(job_id) && (crowded || last.last_end_ms.saturating_add(KEEP_MS) < now_ms)
             })
             .map(|(job_id, _)| job_id.clone())
             .collect();
@@ -458,6 +475,19 @@ mod tests {
     }
 
     #[test]
+    fn jobs_that_do_not_exist_do_not_pile_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut table = Table::load(store(dir.path())).unwrap();
+        for n in 0..=MAX_LAST {
+            let job_id = format!("j{n}");
+            table.apply(Run { job_id, ..run("r") }.end(Outcome::Cancelled, 1_000));
+        }
+        assert_eq!(table.last_results().len(), MAX_LAST);
+        table.prune(2_000, &|job_id| job_id == "j7").unwrap();
+        assert_eq!(table.last_results().keys().collect::<Vec<_>>(), ["j7"]);
+    }
+
+    #[test]
     fn too_many_finished_runs_are_pruned_oldest_first_in_bounded_steps() {
         let dir = tempfile::tempdir().unwrap();
         let mut table = Table::load(store(dir.path())).unwrap();
@@ -472,9 +502,11 @@ mod tests {
         table.store.commit(batch).unwrap();
         runs.into_iter().for_each(|run| table.apply(run));
 
+        assert!(table.is_overfull());
         assert!(table.prune(2_000, &|_| true).unwrap(), "a full step may leave more");
         assert!(!table.prune(2_000, &|_| true).unwrap());
         assert_eq!(table.finished, KEEP_RUNS);
+        assert!(!table.is_overfull());
         let last_pruned = format!("r{}", PRUNE_STEP + 2);
         assert_eq!(table.find(&last_pruned).unwrap(), Found::Tombstone(EndKind::Cancelled));
         let first_kept = format!("r{}", PRUNE_STEP + 3);

@@ -110,6 +110,25 @@ pub struct Plan {
     pub creds: UploadCreds,
 }
 
+/// Longest upload URL, in bytes: signatures with a session token have a few thousand.
+const MAX_URL_BYTES: usize = 16 << 10;
+
+/// Longest name of an object, in bytes; S3 takes 1,024. It is part of the result, which has to fit into a message.
+const MAX_OBJECT_KEY_BYTES: usize = 4 << 10;
+
+/// Says what is wrong with the size of upload credentials: open runs stay in memory, a thousand at the most.
+pub fn check_size(creds: &UploadCreds) -> Result<(), String> {
+    for (what, size, limit) in [
+        ("upload URL", creds.put_url.expose().len(), MAX_URL_BYTES),
+        ("object key", creds.object_key.len(), MAX_OBJECT_KEY_BYTES),
+    ] {
+        if size > limit {
+            return Err(format!("the {what} has {size} bytes, but at most {limit} are taken"));
+        }
+    }
+    Ok(())
+}
+
 impl Plan {
     /// Checks everything that can be known before the database is touched. Pure.
     ///
@@ -138,6 +157,7 @@ impl Plan {
             .clone()
             .filter(|creds| !creds.put_url.is_empty())
             .ok_or("the run came without an upload URL")?;
+        check_size(&creds)?;
         Ok(Self { compression, key, creds })
     }
 }
@@ -206,7 +226,7 @@ fn carry_out(
             let stored = Stored {
                 object_key: outcome.object_key,
                 size_bytes: outcome.size_bytes,
-                sha256: hex(&outcome.sha256),
+                sha256: crate::hex::hex(&outcome.sha256),
                 duration_ms: unix_ms().saturating_sub(started),
                 compression: outcome.compression,
                 engine_version: outcome.engine_version,
@@ -219,15 +239,6 @@ fn carry_out(
             (AttemptOutcome::Failed { error: clean(&error.to_string()), retry }, Vec::new())
         }
     }
-}
-
-/// Lower-case hex.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]
@@ -256,6 +267,11 @@ mod tests {
         assert!(refused(&run(&[], "https://s/o"), &encrypted).contains("data key"));
         let lz4 = Job { compression: "lz4".into(), ..Job::default() };
         assert!(refused(&good, &lz4).contains("lz4"));
+        let long = run(&[7; 32], &"u".repeat(MAX_URL_BYTES + 1));
+        assert!(refused(&long, &job).contains("upload URL has 16385 bytes"));
+        let mut named = good.clone();
+        named.creds.as_mut().unwrap().object_key = "k".repeat(MAX_OBJECT_KEY_BYTES + 1);
+        assert!(refused(&named, &job).contains("object key has 4097 bytes"));
         let hooks = Job { pre_hooks: vec!["true".into()], ..Job::default() };
         assert!(refused(&good, &hooks).contains("hooks"));
     }

@@ -114,7 +114,7 @@ fn introduce(dir: &Path, engine: &Engine, keys: &StoreKeys) -> Result<(), StoreE
     let key = StoreKey::generate().map_err(|_| random(dir))?;
     let mut id = [0u8; 16];
     seal::fill(&mut id).map_err(|_| random(dir))?;
-    let identity = Identity { schema: SCHEMA, store_id: hex(&id) };
+    let identity = Identity { schema: SCHEMA, store_id: crate::hex::hex(&id) };
     let identity = serde_json::to_vec(&identity).unwrap_or_default();
     let sealer = key.sealer().map_err(|_| random(dir))?;
     let identity =
@@ -203,10 +203,6 @@ fn put(dir: &Path, engine: &Engine, records: Vec<(&[u8], Vec<u8>)>) -> Result<()
 
 fn random(dir: &Path) -> StoreError {
     StoreError::Failed { dir: dir.to_owned(), what: "the system gave no random numbers".to_owned() }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The engine's error as the store's.

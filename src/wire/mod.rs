@@ -7,6 +7,7 @@
 //! Concatenated protobuf messages merge, so [`stamp`] only puts those in front when it is sent.
 
 mod agent;
+mod bounds;
 mod server;
 
 use std::fmt;
@@ -39,13 +40,26 @@ pub const DURABLE_ACKS: &str = "durable_acks";
 /// Prefix of the correlation id of such a confirmation: `seq-<n>`.
 pub const ACK_SEQ_PREFIX: &str = "seq-";
 
-/// A message that is not an Envelope.
+/// Why a message was not read.
 #[derive(Debug)]
-pub struct WireError(prost::DecodeError);
+pub enum WireError {
+    /// It is not an Envelope.
+    Decode(prost::DecodeError),
+    /// A list in it is longer than anybody needs.
+    TooMany,
+}
 
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "failed to read an envelope: {}", self.0)
+        match self {
+            Self::Decode(error) => write!(f, "failed to read an envelope: {error}"),
+            Self::TooMany => write!(
+                f,
+                "failed to read an envelope: its lists have more than {} items or {} fields",
+                bounds::MAX_ITEMS,
+                bounds::MAX_FIELDS
+            ),
+        }
     }
 }
 
@@ -120,7 +134,7 @@ pub fn encode_server(header: Header, message: ServerMessage) -> Vec<u8> {
 /// Reads what a server sent. A payload this version does not know is [`ServerMessage::Unknown`].
 ///
 /// # Errors
-/// When the bytes are not an Envelope.
+/// When the bytes are not an Envelope, or one with lists beyond all measure.
 pub fn decode_server(bytes: &[u8]) -> Result<(Header, ServerMessage), WireError> {
     let (header, payload) = open(bytes)?;
     Ok((header, ServerMessage::from_payload(payload)))
@@ -129,7 +143,7 @@ pub fn decode_server(bytes: &[u8]) -> Result<(Header, ServerMessage), WireError>
 /// Reads what an agent sent. A payload this version does not know is [`AgentMessage::Unknown`].
 ///
 /// # Errors
-/// When the bytes are not an Envelope.
+/// When the bytes are not an Envelope, or one with lists beyond all measure.
 pub fn decode_agent(bytes: &[u8]) -> Result<(Header, AgentMessage), WireError> {
     let (header, payload) = open(bytes)?;
     Ok((header, AgentMessage::from_payload(payload)))
@@ -155,7 +169,10 @@ fn envelope(header: Header, payload: Option<proto::envelope::Payload>) -> proto:
 }
 
 fn open(bytes: &[u8]) -> Result<(Header, Option<proto::envelope::Payload>), WireError> {
-    let envelope = proto::Envelope::decode(bytes).map_err(WireError)?;
+    if !bounds::fits(bytes) {
+        return Err(WireError::TooMany);
+    }
+    let envelope = proto::Envelope::decode(bytes).map_err(WireError::Decode)?;
     let header = Header {
         seq: envelope.seq,
         ts_ms: envelope.ts_ms,

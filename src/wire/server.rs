@@ -97,7 +97,7 @@ pub fn config_to_bytes(config: &AgentConfig) -> Vec<u8> {
 /// # Errors
 /// When the bytes are not an AgentConfig.
 pub fn config_from_bytes(bytes: &[u8]) -> Result<AgentConfig, WireError> {
-    proto::AgentConfig::decode(bytes).map(config_from_proto).map_err(WireError)
+    proto::AgentConfig::decode(bytes).map(config_from_proto).map_err(WireError::Decode)
 }
 
 impl ServerMessage {

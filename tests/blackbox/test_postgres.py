@@ -90,12 +90,15 @@ def test_compression(lab, postgres, filled, compression):
 def test_password_references(lab, postgres, filled):
     secrets = lab.directory / "secrets"
     secrets.mkdir()
-    (secrets / "pg").write_text(postgres.password + "\n")
+    for name, mode in (("pg", 0o600), ("open", 0o644)):
+        (secrets / name).write_text(postgres.password + "\n")
+        (secrets / name).chmod(mode)
     lab.secrets.add(postgres.password)
     plane = plane_with(
         lab,
         postgres_target(postgres, filled, "env", password_secret_ref="env:BACKUPY_SECRET_PG"),
         postgres_target(postgres, filled, "file", password_secret_ref=f"file:{secrets}/pg"),
+        postgres_target(postgres, filled, "open", password_secret_ref=f"file:{secrets}/open"),
     )
     agent = lab.agent(plane, BACKUPY_SECRET_PG=postgres.password, BACKUPY_SECRETS_DIR=secrets)
     with Watcher(agent, [postgres.password]) as watcher:
@@ -103,6 +106,8 @@ def test_password_references(lab, postgres, filled):
             plane.run_backup(f"job{number}", f"r{number}")
             plane.wait_success(f"r{number}")
     assert not watcher.found
+    plane.run_backup("job2", "r2")
+    assert f"{secrets}/open" in plane.wait_failure("r2", 10), "a password that everybody can read is refused"
     # The secrets directory is the operator's own; only what the agent wrote is looked at by the lab.
 
 

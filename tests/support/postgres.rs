@@ -143,9 +143,14 @@ impl Postgres {
 
     /// Runs SQL as the superuser; what it answers.
     pub fn sql(&self, database: &str, sql: &str) -> String {
+        self.try_sql(database, sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// As [`Postgres::sql`], where the server may refuse.
+    pub fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
         let output = self.psql(database, sql);
-        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     /// Creates a database of any name.

@@ -9,7 +9,8 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::artifact::{END_MARKER, FRAME_BYTES, HEAD_BYTES, Sealer, hex};
+use crate::artifact::{END_MARKER, FRAME_BYTES, HEAD_BYTES, Sealer};
+use crate::hex::hex;
 
 const KEY: [u8; 32] = *b"0123456789abcdef0123456789abcdef";
 

@@ -79,6 +79,8 @@ impl Catalogue {
     ) -> Result<Rebuilt, RebuildError> {
         let mut rebuilt = Rebuilt::default();
         let mut present = HashSet::new();
+        // What is completed while the storage is looked at is not in the list, and not lost.
+        let expected = self.expected().map_err(RebuildError::Catalogue)?;
         let listed = storage.list().map_err(RebuildError::Storage)?;
         let mut runs: Vec<Run> = Vec::new();
         for entry in listed {
@@ -100,9 +102,10 @@ impl Catalogue {
         rebuilt.good = runs.len();
         let _change = self.lock();
         for part in runs.chunks(BATCH_RUNS) {
-            rebuilt.added += self.merge(part).map_err(RebuildError::Catalogue)?;
+            rebuilt.added += self.merge(storage, part).map_err(RebuildError::Catalogue)?;
         }
-        self.mark_lost(&present, &mut rebuilt).map_err(RebuildError::Catalogue)?;
+        let missing = expected.difference(&present);
+        self.mark_lost(missing, &mut rebuilt).map_err(RebuildError::Catalogue)?;
         Ok(rebuilt)
     }
 
@@ -130,7 +133,7 @@ impl Catalogue {
     }
 
     /// Writes what the manifests say; returns how many runs are new.
-    fn merge(&self, runs: &[Run]) -> Result<usize, CatalogueError> {
+    fn merge(&self, storage: &dyn Storage, runs: &[Run]) -> Result<usize, CatalogueError> {
         let mut batch = self.store.batch();
         let mut added = 0;
         for run in runs {
@@ -139,6 +142,12 @@ impl Catalogue {
                 continue;
             }
             let known = self.get(&run.run_id)?;
+            // Released and removed since it was listed.
+            if known.as_ref().is_some_and(|known| known.artifact == ArtifactState::Deleted)
+                && !matches!(storage.size(key), Ok(Some(_)))
+            {
+                continue;
+            }
             added += usize::from(known.is_none());
             let merged = match known {
                 Some(known) => {
@@ -168,25 +177,31 @@ impl Catalogue {
         Ok(self.read::<super::Gone>(Space::Catalogue, &format!("gone/{key}"))?.is_some())
     }
 
-    fn mark_lost(
+    /// The runs whose artifacts should be in the storage.
+    fn expected(&self) -> Result<HashSet<String>, CatalogueError> {
+        let runs = self.runs(None, usize::MAX)?.into_iter();
+        Ok(runs.filter(is_expected).map(|run| run.run_id).collect())
+    }
+
+    fn mark_lost<'a>(
         &self,
-        present: &HashSet<String>,
+        missing: impl Iterator<Item = &'a String>,
         rebuilt: &mut Rebuilt,
     ) -> Result<(), CatalogueError> {
-        for mut run in self.runs(None, usize::MAX)? {
-            let expected = run.state == State::Completed && run.artifact == ArtifactState::Present;
-            if !expected || present.contains(&run.run_id) {
-                continue;
-            }
+        for run_id in missing {
+            let Some(mut run) = self.get(run_id)?.filter(is_expected) else { continue };
             run.artifact = ArtifactState::Lost;
-            self.write(Space::Catalogue, &format!("run/{}", run.run_id), &run)?;
+            self.write(Space::Catalogue, &format!("run/{run_id}"), &run)?;
             rebuilt.lost += 1;
             let key = run.object.as_ref().map_or("its artifact", |object| object.key.as_str());
-            rebuilt.problems.push(format!(
-                "run {} of {}: the storage has no usable {key}",
-                run.run_id, run.backup
-            ));
+            rebuilt
+                .problems
+                .push(format!("run {run_id} of {}: the storage has no usable {key}", run.backup));
         }
         Ok(())
     }
+}
+
+fn is_expected(run: &Run) -> bool {
+    run.state == State::Completed && run.artifact == ArtifactState::Present
 }

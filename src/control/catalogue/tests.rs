@@ -12,7 +12,7 @@ use crate::control::keys::MasterKey;
 use crate::control::manifest::Trigger;
 use crate::control::manifest::tests::master;
 use crate::control::storage::sign::Method;
-use crate::control::storage::{Directory, Storage};
+use crate::control::storage::{Directory, Listed, Presigned, Storage, StorageError};
 use crate::model::Engine;
 use crate::secret::Secret;
 use crate::store::StoreKeys;
@@ -64,7 +64,7 @@ impl World {
             run_id: run_id.into(),
             object_key: key.to_string(),
             size_bytes: stored.size_bytes,
-            sha256: crate::control::durable::hex(&stored.sha256),
+            sha256: crate::hex::hex(&stored.sha256),
             compression: "zstd".into(),
             engine_version: "SQLite 3".into(),
         }
@@ -252,6 +252,24 @@ fn keep_rules_release_and_remove() {
 }
 
 #[test]
+fn what_is_no_longer_there_takes_nobodys_place() {
+    let world = world();
+    for day in 0..3 {
+        world.back_up(&format!("r{day}"), "shop", NOW + day * DAY);
+    }
+    let path = |id: &str, end: &str| {
+        let run = world.catalogue.get(id).unwrap().unwrap();
+        world.dir.path().join("storage").join(format!("{}{end}", run.object.unwrap().key))
+    };
+    // The newest is cut and the one before it has lost its manifest: the oldest is the last good one.
+    std::fs::write(path("r2", ""), "r").unwrap();
+    std::fs::remove_file(path("r1", ".json")).unwrap();
+    let tidied = world.tidy(Rule { last: Some(1), days: None }, NOW + 9 * DAY);
+    assert_eq!(tidied.released, ["r1", "r2"]);
+    assert!(path("r0", "").exists() && path("r0", ".json").exists());
+}
+
+#[test]
 fn a_removal_that_was_cut_short_goes_on() {
     let world = world();
     world.back_up("r1", "shop", NOW);
@@ -309,6 +327,66 @@ fn a_lost_catalogue_is_rebuilt_from_the_storage() {
         );
     }
     assert_eq!(fresh.rebuild(&world.storage, &world.master).unwrap().added, 0);
+}
+
+/// A storage in which something happens while it is listed.
+struct Meanwhile<'a> {
+    world: &'a World,
+    happens: &'a (dyn Fn() + Sync),
+}
+
+impl Storage for Meanwhile<'_> {
+    fn list(&self) -> Result<Vec<Listed>, StorageError> {
+        let listed = self.world.storage.list();
+        (self.happens)();
+        listed
+    }
+    fn id(&self) -> &str {
+        self.world.storage.id()
+    }
+    fn check(&self) -> Result<(), StorageError> {
+        self.world.storage.check()
+    }
+    fn presign_put(
+        &self,
+        key: &ObjectKey,
+        max: u64,
+        at_ms: u64,
+    ) -> Result<Presigned, StorageError> {
+        self.world.storage.presign_put(key, max, at_ms)
+    }
+    fn presign_get(&self, key: &ObjectKey, at_ms: u64) -> Result<Presigned, StorageError> {
+        self.world.storage.presign_get(key, at_ms)
+    }
+    fn open(&self, key: &ObjectKey) -> Result<Box<dyn std::io::Read + Send>, StorageError> {
+        self.world.storage.open(key)
+    }
+    fn size(&self, key: &ObjectKey) -> Result<Option<u64>, StorageError> {
+        self.world.storage.size(key)
+    }
+    fn write_manifest(&self, key: &ObjectKey, bytes: &[u8]) -> Result<(), StorageError> {
+        self.world.storage.write_manifest(key, bytes)
+    }
+    fn read_manifest(&self, key: &ObjectKey) -> Result<Vec<u8>, StorageError> {
+        self.world.storage.read_manifest(key)
+    }
+    fn delete_manifest(&self, key: &ObjectKey) -> Result<(), StorageError> {
+        self.world.storage.delete_manifest(key)
+    }
+    fn delete_artifact(&self, key: &ObjectKey) -> Result<(), StorageError> {
+        self.world.storage.delete_artifact(key)
+    }
+}
+
+#[test]
+fn a_backup_that_is_completed_during_a_rebuild_is_not_lost() {
+    let world = world();
+    world.back_up("r1", "shop", NOW);
+    let happens = || world.back_up("r2", "shop", NOW + 1);
+    let storage = Meanwhile { world: &world, happens: &happens };
+    let rebuilt = world.catalogue.rebuild(&storage, &world.master).unwrap();
+    assert_eq!((rebuilt.lost, rebuilt.problems.len()), (0, 0));
+    assert!(world.catalogue.get("r2").unwrap().unwrap().is_good());
 }
 
 #[test]

@@ -51,6 +51,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::keep;
+use super::notify::OnFailure;
 use super::schedule::plan::Entry;
 use super::schedule::{Schedule, Window};
 use crate::model::{Advanced, AgentConfig, Compression, Job, Maintenance, RetryPolicy, Target};
@@ -136,6 +137,16 @@ impl Settings {
     /// The backup of that name.
     pub fn backup(&self, name: &str) -> Option<&Backup> {
         self.backups.iter().find(|backup| backup.name == name)
+    }
+
+    /// The command for failures, without a look at the passwords of the databases.
+    pub fn failure_hook(&self) -> Option<OnFailure> {
+        let command = self.on_failure.clone()?;
+        let variable = |backup: &Backup| {
+            let reference = &backup.target.connection.password_ref;
+            reference.expose().strip_prefix("env:").map(str::to_owned)
+        };
+        Some(OnFailure { command, hidden: self.backups.iter().filter_map(variable).collect() })
     }
 
     /// The storage directory.

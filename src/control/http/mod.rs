@@ -20,7 +20,7 @@ pub use head::{Method, Request, Status};
 
 use crate::clock::Deadline;
 use crate::net::{Waited, wait_readable};
-use crate::thread::{Cancel, Why, spawn};
+use crate::thread::{Cancel, Why, spawn, spawn_vital};
 
 /// What a server puts up with.
 #[derive(Debug, Clone)]
@@ -75,8 +75,9 @@ impl Server {
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let stop = Cancel::new()?;
-        let acceptor = Acceptor { listener, limits, handler, stop: stop.clone(), open: Vec::new() };
-        let accept = spawn("http-accept", move || acceptor.run())?;
+        let (open, full) = (Vec::new(), false);
+        let acceptor = Acceptor { listener, limits, handler, stop: stop.clone(), open, full };
+        let accept = spawn_vital("http-accept", move || acceptor.run())?;
         Ok(Self { addr, stop, accept: Some(accept) })
     }
 
@@ -108,11 +109,15 @@ struct Acceptor {
     handler: Handler,
     stop: Cancel,
     open: Vec<JoinHandle<()>>,
+    /// Whether it was said that no more fit.
+    full: bool,
 }
 
 impl Acceptor {
     /// How long to wait after an accept that failed (out of descriptors), so as not to spin.
     const PAUSE: Duration = Duration::from_millis(250);
+    /// For the request of a refused connection to arrive. Others wait meanwhile, so it is short.
+    const LINGER: Duration = Duration::from_millis(20);
 
     fn run(mut self) {
         let forever = Deadline::after(Duration::MAX);
@@ -147,13 +152,16 @@ impl Acceptor {
             Err(error) => return log::warn!("failed to prepare a connection: {error}"),
         };
         if self.open.len() >= self.limits.connections {
-            log::warn!("refused a connection: {} are open", self.open.len());
+            if !std::mem::replace(&mut self.full, true) {
+                log::warn!("refused a connection: {} are open", self.open.len());
+            }
             // A fresh socket takes these few bytes without blocking; if not, the peer sees the close.
             if conn.respond(Status::UNAVAILABLE, "too many connections").is_ok() {
-                conn.close_within(Self::PAUSE);
+                conn.close_within(Self::LINGER);
             }
             return;
         }
+        self.full = false;
         let handler = self.handler.clone();
         match spawn("http-conn", move || serve(conn, &handler)) {
             Ok(thread) => self.open.push(thread),

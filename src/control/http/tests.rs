@@ -11,7 +11,6 @@ fn limits() -> Limits {
     Limits {
         head_timeout: Duration::from_millis(300),
         stall_timeout: Duration::from_millis(300),
-        connections: 2,
         ..Limits::default()
     }
 }
@@ -155,7 +154,7 @@ fn a_long_answer_is_whole_and_a_failed_one_is_cut() {
 
 #[test]
 fn one_connection_too_many_is_told_so() {
-    let patient = Limits { head_timeout: Duration::from_secs(30), ..limits() };
+    let patient = Limits { head_timeout: Duration::from_secs(30), connections: 2, ..limits() };
     let server = server(patient);
     let _held: Vec<_> = (0..2).map(|_| TcpStream::connect(server.addr()).unwrap()).collect();
     refused(&ask(&server, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), 503);

@@ -38,6 +38,13 @@ pub enum KeyError {
         /// What is there.
         fresh: Fresh,
     },
+    /// The file holds other keys than the one that backups were made under.
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// So many backups.
+        backups: usize,
+    },
     /// Whether there is something could not be found out.
     Unclear(String),
     /// The text is no key file.
@@ -90,6 +97,7 @@ impl KeyError {
             | Self::Readable { .. }
             | Self::InsideStorage { .. }
             | Self::NotFresh { .. }
+            | Self::Other { .. }
             | Self::Form { .. }
             | Self::Id { .. }
             | Self::WouldLose { .. }
@@ -135,6 +143,13 @@ impl fmt::Display for KeyError {
                     path.display()
                 )
             }
+            Self::Other { path, backups } => write!(
+                f,
+                "{backups} backups in the storage cannot be opened with the master key in {}: is it another \
+                 one? move it away and bring the right one back with `backupy key import`, or start with an \
+                 empty storage and state directory",
+                path.display()
+            ),
             Self::Unclear(why) => {
                 write!(f, "failed to look for backups under an older master key: {why}")
             }

@@ -289,7 +289,7 @@ impl OneKey {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(ID_DOMAIN);
         context.update(&*bytes);
-        let id = durable::hex(&context.finish().as_ref()[..8]);
+        let id = crate::hex::hex(&context.finish().as_ref()[..8]);
         Self { id, created_ms, bytes }
     }
 

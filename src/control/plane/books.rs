@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::error::BooksError;
 use crate::artifact::DataKey;
 use crate::clock::unix_ms;
 use crate::control::catalogue::{
-    ArtifactState, Catalogue, CatalogueError, RebuildError, Run, SPACES, State, Verified,
+    ArtifactState, Catalogue, CatalogueError, Rebuilt, Run, SPACES, State, Verified,
 };
 use crate::control::commit::{self, CommitError, Outcome, Report};
 use crate::control::durable::random_hex;
-use crate::control::embedded::existing_agent_key;
+use crate::control::embedded::{agent_key, existing_agent_key, private_dir};
 use crate::control::file::{Backup, Settings};
 use crate::control::keep::LastSeen;
 use crate::control::keys::{Fresh, KeyError, MasterKey};
@@ -27,10 +28,9 @@ use crate::control::schedule::{Mark, Start};
 use crate::control::storage::sign::Signer;
 use crate::control::storage::{Directory, ObjectKey, Storage as _, StorageError, Stored};
 use crate::control::view::RunView;
-use crate::exit::Exit;
 use crate::model::UploadCreds;
 use crate::secret::{Secret, SecretBytes};
-use crate::store::{Store, StoreError, StoreKeys};
+use crate::store::{Store, StoreKeys};
 use crate::wire::BackupCompleted;
 
 /// Name of the control plane's own store in the state directory.
@@ -47,80 +47,6 @@ const ARTIFACT_MAX: u64 = 1 << 44;
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 const TIDY_EVERY_MS: u64 = 6 * 3_600_000;
 const TIDY_AGAIN_MS: u64 = 10 * 60_000;
-
-/// What can be wrong with the books.
-#[derive(Debug)]
-pub enum BooksError {
-    /// The store of the catalogue.
-    Store(StoreError),
-    /// The catalogue.
-    Catalogue(CatalogueError),
-    /// The storage.
-    Storage(StorageError),
-    /// The master key.
-    Key(KeyError),
-    /// Storage and catalogue together.
-    Commit(CommitError),
-    /// The storage could not be read for the catalogue.
-    Rebuild(RebuildError),
-    /// The agent's key, which opens the store.
-    AgentKey(String),
-    /// The system has no randomness, or a name is impossible.
-    Io(std::io::Error),
-}
-
-impl BooksError {
-    /// Whether the same may succeed later with nobody changing anything.
-    pub fn retry(&self) -> bool {
-        match self {
-            Self::Store(error) => error.retry(),
-            Self::Catalogue(error) => error.retry(),
-            Self::Storage(error) => error.retry(),
-            Self::Key(error) => error.retry(),
-            Self::Commit(error) => error.retry(),
-            Self::Rebuild(error) => error.retry(),
-            Self::AgentKey(_) => false,
-            Self::Io(_) => true,
-        }
-    }
-
-    /// The exit code of a command that ends with this.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Store(StoreError::Locked { .. }) => Exit::Busy,
-            _ => Exit::State,
-        }
-    }
-}
-
-impl fmt::Display for BooksError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Store(error) => error.fmt(f),
-            Self::Catalogue(error) => error.fmt(f),
-            Self::Storage(error) => error.fmt(f),
-            Self::Key(error) => error.fmt(f),
-            Self::Commit(error) => error.fmt(f),
-            Self::Rebuild(error) => error.fmt(f),
-            Self::AgentKey(why) => f.write_str(why),
-            Self::Io(error) => write!(f, "failed to prepare a run: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for BooksError {}
-
-macro_rules! from {
-    ($($error:ident => $variant:ident),*) => {
-        $(impl From<$error> for BooksError {
-            fn from(error: $error) -> Self {
-                Self::$variant(error)
-            }
-        })*
-    };
-}
-from!(StoreError => Store, CatalogueError => Catalogue, StorageError => Storage, KeyError => Key,
-      CommitError => Commit, RebuildError => Rebuild);
 
 /// What became of a reported artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,10 +103,10 @@ impl Books {
         };
         let storage = storage.signed_with(Signer::from_secret(agent_key));
         let fresh = || {
+            let unclear = |error: &dyn fmt::Display| KeyError::Unclear(error.to_string());
             Ok(Fresh {
-                // What cannot be looked at is not empty.
-                storage_empty: storage.list().is_ok_and(|listed| listed.is_empty()),
-                catalogue_empty: catalogue.is_empty().unwrap_or(false),
+                storage_empty: storage.list().map_err(|error| unclear(&error))?.is_empty(),
+                catalogue_empty: catalogue.is_empty().map_err(|error| unclear(&error))?,
             })
         };
         let place = (&settings.master_key, Some(settings.storage_dir()));
@@ -198,7 +124,8 @@ impl Books {
             log::info!("removed {swept} unfinished uploads of an earlier process");
         }
         let books = Self::new(catalogue, storage, master);
-        books.adopt()?;
+        books.adopt(&settings.master_key)?;
+        books.refuse_other_key(&settings.master_key)?;
         Ok(books)
     }
 
@@ -216,6 +143,32 @@ impl Books {
         let catalogue = open_catalogue(state_dir, &agent_key)?;
         let directory = Directory::open(storage, catalogue.storage_id()?.as_deref())?;
         let master = MasterKey::load(master_key, Some(storage))?;
+        Ok(Self::new(catalogue, directory, master))
+    }
+
+    /// As [`Self::open_offline`], but on a new machine it makes the state that is missing, as `up` would; for a
+    /// rebuild from storage and master key alone.
+    ///
+    /// # Errors
+    /// See [`BooksError`].
+    pub fn open_to_rebuild(
+        state_dir: &Path,
+        storage: &Path,
+        master_key: &Path,
+    ) -> Result<Self, BooksError> {
+        let master = MasterKey::load(master_key, Some(storage))?;
+        let directory = Directory::open(storage, None)?;
+        let agent_key = private_dir(state_dir)
+            .and_then(|()| agent_key(state_dir))
+            .map_err(|error| BooksError::AgentKey(error.to_string()))?;
+        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        match catalogue.storage_id()? {
+            Some(known) if known != directory.id() => {
+                return Err(StorageError::Another { root: storage.to_owned() }.into());
+            }
+            Some(_) => {}
+            None => catalogue.set_storage_id(directory.id())?,
+        }
         Ok(Self::new(catalogue, directory, master))
     }
 
@@ -246,12 +199,46 @@ impl Books {
     }
 
     /// A new catalogue over a storage that is in use learns of its backups.
-    fn adopt(&self) -> Result<(), BooksError> {
+    fn adopt(&self, key_file: &Path) -> Result<(), BooksError> {
         if self.catalogue.is_empty()? && !self.storage.list()?.is_empty() {
-            let found = self.rebuild()?;
+            let found = self.catalogue.rebuild(&self.storage, &self.master())?;
+            if found.good == 0 && !found.problems.is_empty() {
+                let (path, backups) = (key_file.to_owned(), found.problems.len());
+                return Err(KeyError::Other { path, backups }.into());
+            }
+            let found = told(&found);
             log::warn!("the catalogue was empty and was made anew from the storage: {found}");
         }
         Ok(())
+    }
+
+    /// Another key in the place of the one that the backups need must be noticed now: under it nothing that is
+    /// there can be restored, and the keep rules would let it go.
+    fn refuse_other_key(&self, key_file: &Path) -> Result<(), BooksError> {
+        let master = self.master();
+        let holds = |run: &Run| {
+            run.key.as_ref().is_none_or(|key| master.ids().any(|id| id == key.master_key_id))
+        };
+        let runs = self.catalogue.runs(None, usize::MAX)?;
+        let present = runs.iter().filter(|run| run.artifact == ArtifactState::Present);
+        match present.filter(|run| !holds(run)).count() {
+            0 => Ok(()),
+            backups => Err(KeyError::Other { path: key_file.to_owned(), backups }.into()),
+        }
+    }
+
+    /// Whether the key that wraps is still in its file: without it, what is backed up now could not be restored.
+    ///
+    /// # Errors
+    /// When it is not there, or cannot be read.
+    pub(super) fn key_in_place(&self, key_file: &Path) -> Result<(), BooksError> {
+        let master = lock(&self.master);
+        let present = MasterKey::load(key_file, None)?;
+        if present.ids().any(|id| id == master.id()) {
+            Ok(())
+        } else {
+            Err(KeyError::Unknown { id: master.id().to_owned() }.into())
+        }
     }
 
     /// The storage.
@@ -369,6 +356,10 @@ impl Books {
             // It was given up or cancelled at the same moment; that came first.
             Ok(Outcome::Stored(_) | Outcome::Known(_)) => Ok(Completed::Known),
             Ok(Outcome::Untrue(why)) => Ok(Completed::Untrue(why)),
+            // The key that it was ordered under is gone; offered again, it would be no better.
+            Err(CommitError::Manifest(error)) if !error.retry() => {
+                Ok(Completed::Untrue(error.to_string()))
+            }
             Err(CommitError::Catalogue(error)) => let_go(error, &report.run_id, Completed::Known),
             Err(error) => Err(error.into()),
         }
@@ -465,13 +456,12 @@ impl Books {
     /// When the storage cannot be read, or the catalogue not be written.
     pub fn rebuild(&self) -> Result<Value, BooksError> {
         let found = self.catalogue.rebuild(&self.storage, &self.master())?;
-        Ok(json!({
-            "good": found.good,
-            "added": found.added,
-            "lost": found.lost,
-            "unfinished": found.unfinished,
-            "problems": found.problems,
-        }))
+        if self.catalogue.storage_id()?.is_none() {
+            // A catalogue with backups knows where they are, or the next start would make a new storage
+            // wherever the disk is not mounted.
+            self.catalogue.set_storage_id(self.storage.id())?;
+        }
+        Ok(told(&found))
     }
 
     /// Notes the outcome of a verification.
@@ -525,6 +515,16 @@ fn let_go<T>(error: CatalogueError, run_id: &str, answer: T) -> Result<T, BooksE
     Ok(answer)
 }
 
+fn told(found: &Rebuilt) -> Value {
+    json!({
+        "good": found.good,
+        "added": found.added,
+        "lost": found.lost,
+        "unfinished": found.unfinished,
+        "problems": found.problems,
+    })
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -550,7 +550,7 @@ pub fn view(run: &Run) -> RunView {
         created_ms: run.created_ms,
         finished_ms: run.finished_ms,
         size_bytes: object.map_or(0, |object| object.size_bytes),
-        sha256: object.map_or_else(String::new, |o| crate::control::durable::hex(&o.sha256)),
+        sha256: object.map_or_else(String::new, |o| crate::hex::hex(&o.sha256)),
         object_key: object.map_or_else(String::new, |object| object.key.to_string()),
         compression: run.compression.map_or("", crate::model::Compression::as_str).to_owned(),
         engine_version: run.engine_version.clone(),

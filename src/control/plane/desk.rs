@@ -12,7 +12,8 @@ use crate::wire::{
     Ack, AgentMessage, BackupCompleted, Header, JobStatus, JobUpdate, LogEvent, LogLevel, Register,
 };
 
-use super::books::{BooksError, Completed};
+use super::books::Completed;
+use super::error::BooksError;
 
 impl Desk for Plane {
     fn welcome(&self, agent: &str, _: &Register, line: &Line) -> AgentConfig {

@@ -12,7 +12,8 @@ use crate::control::watch::{Open, Verdict};
 const OVERDUE_MS: u64 = 15 * 60_000;
 
 impl Plane {
-    /// How things stand, and what is wrong in words.
+    /// How things stand, and what is wrong in words. What only wants doing some day is in the value, under
+    /// `warnings`.
     pub fn status(&self, now_ms: u64) -> (Value, Vec<String>) {
         let settings = self.settings();
         let mut problems = Vec::new();
@@ -20,11 +21,14 @@ impl Plane {
         if let Err(error) = self.0.books.storage().check() {
             problems.push(error.to_string());
         }
-        if let Some(id) = self.0.books.unexported_key() {
+        if let Err(error) = self.0.books.key_in_place(&settings.master_key) {
             problems.push(format!(
-                "master key {id} has no copy outside this machine yet: backupy key export"
+                "{error} (this process still holds it: `backupy key rotate` writes the file again)"
             ));
         }
+        let warnings = self.0.books.unexported_key().map(|id| {
+            format!("master key {id} has no copy outside this machine yet: backupy key export")
+        });
         let backups: Vec<Value> =
             settings.backups.iter().map(|b| self.backup_status(b, now_ms, &mut problems)).collect();
         let (connected, heard_ms, version) = {
@@ -37,6 +41,7 @@ impl Plane {
             "agent_heard_ms": heard_ms,
             "config_version": version,
             "backups": backups,
+            "warnings": warnings.as_slice(),
         });
         (control, problems)
     }

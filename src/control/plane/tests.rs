@@ -9,11 +9,11 @@ use ring::digest::{SHA256, digest};
 
 use super::*;
 use crate::control::connect::Agents;
-use crate::control::durable::hex;
 use crate::control::file;
 use crate::control::http::{Limits, Server};
 use crate::control::server;
 use crate::control::session::{Desk, Line, Timing};
+use crate::hex::hex;
 use crate::model::UploadCreds;
 use crate::secret::Secret;
 use crate::wire::{
@@ -50,7 +50,7 @@ impl Bench {
         std::fs::create_dir_all(dir.path().join("state")).unwrap();
         let settings = settings(dir.path(), backups);
         let books = Books::open(&settings, &Secret::new("bkpy_test_key")).unwrap();
-        let notifier = Notifier::start(settings.on_failure.clone(), PATIENCE).unwrap();
+        let notifier = Notifier::start(settings.failure_hook(), PATIENCE).unwrap();
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms()).unwrap();
         let agents = Agents::new([]).unwrap();
         let (timing, limits) = (Timing::default(), Limits::default());
@@ -81,7 +81,7 @@ impl Bench {
         let path = self.dir.path().join("told");
         while !std::fs::read_to_string(&path).unwrap_or_default().lines().any(|l| l == line) {
             assert!(!deadline.passed(), "nobody was told {line}");
-            std::thread::sleep(Duration::from_millis(10));
+            crate::control::moment();
         }
     }
 
@@ -318,7 +318,8 @@ fn a_refused_or_failed_run_is_told() {
     assert!(order.manual_trigger);
     agent.update(&order, JobStatus::Cancelled, "");
     assert_eq!(bench.view(&run_id).state, "cancelled");
-    bench.told("app cancelled");
+    let told = std::fs::read_to_string(bench.dir.path().join("told")).unwrap();
+    assert!(!told.contains("cancelled"), "somebody wanted it so");
     assert!(matches!(bench.plane.back_up("nope", now_ms), Err(BeginError::Unknown(_))));
 }
 
@@ -435,4 +436,92 @@ fn a_storage_that_is_not_mounted_is_told_and_waited_for() {
     std::fs::rename(&marker, &aside).unwrap();
     let run_id = bench.plane.back_up("app", now_ms).unwrap();
     assert_eq!(bench.view(&run_id).state, "failed", "a person is not kept waiting");
+}
+
+/// A whole run that ended well.
+fn back_up(bench: &Bench) {
+    let agent = bench.agent();
+    bench.plane.tick(unix_ms());
+    let (_, order) = agent.order().unwrap();
+    agent.upload(&order, b"sealed");
+    agent.say(1, report(&order, b"sealed"));
+    assert_eq!(bench.view(&order.run_id).state, "ok");
+}
+
+/// Another key in the place of the first.
+fn swap_key(dir: &Path) {
+    let path = dir.join("state/master.key");
+    std::fs::remove_file(&path).unwrap();
+    let fresh = crate::control::keys::Fresh { storage_empty: true, catalogue_empty: true };
+    crate::control::keys::MasterKey::create(&path, None, fresh, 1).unwrap();
+}
+
+#[test]
+fn another_master_key_is_refused_with_and_without_a_catalogue() {
+    let bench = Bench::new();
+    back_up(&bench);
+    let Bench { dir, plane, server } = bench;
+    drop((server, plane));
+    swap_key(dir.path());
+    let settings = settings(dir.path(), APP);
+    let open = || Books::open(&settings, &Secret::new("bkpy_test_key"));
+    let error = open().unwrap_err();
+    assert!(error.to_string().starts_with("1 backups in the storage cannot be opened"), "{error}");
+    std::fs::remove_dir_all(dir.path().join("state/control")).unwrap();
+    let error = open().unwrap_err();
+    assert!(error.to_string().contains("is it another one?"), "{error}");
+}
+
+#[test]
+fn a_rebuilt_catalogue_waits_for_its_storage() {
+    let bench = Bench::new();
+    back_up(&bench);
+    let Bench { dir, plane, server } = bench;
+    drop((server, plane));
+    let (state, storage) = (dir.path().join("state"), dir.path().join("storage"));
+    std::fs::remove_dir_all(state.join("control")).unwrap();
+    std::fs::write(state.join("agent.key"), format!("bkpy_live_{}", "a".repeat(32))).unwrap();
+    let settings = settings(dir.path(), APP);
+    let key = crate::control::embedded::existing_agent_key(&state);
+    let Ok(key) = key else { panic!("{key:?}") };
+    let offline = Books::open_offline(&state, &storage, &settings.master_key).unwrap();
+    assert_eq!(offline.rebuild().unwrap()["good"], 1);
+    drop(offline);
+    std::fs::rename(&storage, dir.path().join("away")).unwrap();
+    let error = Books::open(&settings, &key).unwrap_err();
+    assert!(error.to_string().contains("is its disk mounted?"), "{error}");
+    assert!(!storage.exists());
+}
+
+#[test]
+fn without_the_key_file_nothing_is_backed_up_and_people_are_told() {
+    let bench = Bench::new();
+    let agent = bench.agent();
+    let path = bench.dir.path().join("state/master.key");
+    std::fs::remove_file(&path).unwrap();
+    bench.plane.tick(unix_ms());
+    assert!(agent.order().is_none(), "nobody could restore it after a restart");
+    bench.told("app failed");
+    let (_, problems) = bench.plane.status(unix_ms());
+    assert!(problems.iter().any(|problem| problem.contains("key rotate")), "{problems:?}");
+    bench.plane.rotate_key(unix_ms()).unwrap();
+    assert!(path.exists());
+    bench.plane.back_up("app", unix_ms()).unwrap();
+    assert!(agent.order().is_some());
+}
+
+#[test]
+fn a_result_under_a_lost_key_is_not_offered_for_ever() {
+    let bench = Bench::new();
+    let agent = bench.agent();
+    bench.plane.tick(unix_ms());
+    let (_, order) = agent.order().unwrap();
+    agent.upload(&order, b"sealed");
+    drop(agent);
+    swap_key(bench.dir.path());
+    let bench = bench.restarted();
+    bench.agent().say(1, report(&order, b"sealed"));
+    let view = bench.view(&order.run_id);
+    assert_eq!(view.state, "failed");
+    assert!(view.error.contains("master key"), "{}", view.error);
 }

@@ -52,7 +52,7 @@ pub fn select(
     let mut best: Option<Manifest> = None;
     for entry in listed.iter().filter(|entry| entry.manifest) {
         // A run's id stands in the key, so that not every manifest has to be read.
-        let by_run = entry.key.file().contains(wanted);
+        let by_run = entry.key.file().contains(&format!("-{wanted}-"));
         if !by_run && entry.key.backup() != wanted {
             continue;
         }
@@ -96,19 +96,6 @@ fn usable(
         Some(size) if size != manifest.object.size_bytes => Err(RestoreError::Mismatch("size")),
         Some(_) => Ok(manifest),
     }
-}
-
-/// The manifest of an object that the catalogue names.
-///
-/// # Errors
-/// When it cannot be read or is not authentic.
-pub fn manifest_of(
-    storage: &dyn Storage,
-    master: &MasterKey,
-    key: &ObjectKey,
-) -> Result<Manifest, RestoreError> {
-    let bytes = storage.read_manifest(key)?;
-    Manifest::from_bytes(&bytes, key, master).map_err(RestoreError::Manifest)
 }
 
 /// Who watches a restore.

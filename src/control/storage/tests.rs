@@ -109,7 +109,7 @@ fn artifacts_are_private_and_hashed_on_the_way() {
     let stored = put(&storage, &url, b"abc").unwrap();
     assert_eq!(stored.size_bytes, 3);
     let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    assert_eq!(crate::control::durable::hex(&stored.sha256), abc);
+    assert_eq!(crate::hex::hex(&stored.sha256), abc);
     let mode = |path: &str| root(&dir).join(path).metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("a"), mode("a/x.bky")), (0o700, 0o600));
 }

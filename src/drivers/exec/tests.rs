@@ -1,3 +1,5 @@
+//! Children that end, fail, fall silent, talk too much or do not die.
+
 use std::fs;
 use std::time::Instant;
 

@@ -202,9 +202,9 @@ mod tests {
     fn pinned_addresses_keep_the_name() {
         let info = Conninfo::new(&tcp_target("db", "app")).unwrap();
         let found = [IpAddr::from([10, 0, 0, 1]), "fd00::1".parse().unwrap()];
-        let text = info.render(&found, Some(Path::new("/state/work/driver-passfile-1-0")));
+        let text = info.render(&found, Some(Path::new("/state/scratch/driver-passfile-1-0")));
         assert!(text.contains("host='db,db' hostaddr='10.0.0.1,fd00::1' port='5432'"), "{text}");
-        assert!(text.contains("passfile='/state/work/driver-passfile-1-0'"), "{text}");
+        assert!(text.contains("passfile='/state/scratch/driver-passfile-1-0'"), "{text}");
     }
 
     #[test]

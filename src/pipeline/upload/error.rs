@@ -263,6 +263,10 @@ struct Answer<'a>(u16, &'a str);
 impl fmt::Display for Answer<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Answer(status, code) = self;
-        if code.is_empty() { write!(f, "{status}") } else { write!(f, "{status} {code}") }
+        match (status, *code) {
+            (507, "") => write!(f, "{status}: it is full"),
+            (_, "") => write!(f, "{status}"),
+            (_, code) => write!(f, "{status} {code}"),
+        }
     }
 }

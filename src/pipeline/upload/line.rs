@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +23,7 @@ use super::url::bare_host;
 use super::{Fault, Timing};
 use crate::clock::Deadline;
 use crate::config::ProxySettings;
+use crate::drivers::address::forbidden;
 use crate::net;
 use crate::thread::Cancel;
 
@@ -63,6 +64,8 @@ pub(super) struct Connector {
     pub(super) timing: Timing,
     pub(super) cancel: Cancel,
     pub(super) exchange: Arc<Exchange>,
+    /// Whoever sent the URL may name any address.
+    pub(super) anywhere: bool,
 }
 
 impl UreqConnector for Connector {
@@ -83,13 +86,7 @@ impl UreqConnector for Connector {
 impl Connector {
     fn open(&self, host: &str, port: u16) -> Result<Line, Fault> {
         let deadline = Deadline::after(self.timing.connect);
-        let stream =
-            net::open_tunnel(&self.proxy, host, port, deadline, &self.cancel).map_err(|error| {
-                match error {
-                    net::NetError::Cancelled(why) => Fault::Cancelled(why),
-                    other => Fault::Net(other),
-                }
-            })?;
+        let stream = self.reach(host, port, deadline)?;
         let tls = match &self.tls {
             Some(config) => Some(Box::new(client(config.clone(), host)?)),
             None => None,
@@ -100,10 +97,38 @@ impl Connector {
             cancel: self.cancel.clone(),
             exchange: self.exchange.clone(),
             early: Vec::new(),
+            interim: 0,
         };
         socket.handshake(deadline)?;
         let buffers = LazyBuffers::new(INPUT_BUFFER, OUTPUT_BUFFER);
         Ok(Line { socket, buffers, timing: self.timing, answer: None })
+    }
+}
+
+impl Connector {
+    /// TCP to the store. What a name means is judged on the very addresses that are connected to; only a proxy looks
+    /// names up itself.
+    fn reach(&self, host: &str, port: u16, deadline: Deadline) -> Result<TcpStream, Fault> {
+        let failed = |error| match error {
+            net::NetError::Cancelled(why) => Fault::Cancelled(why),
+            other => Fault::Net(other),
+        };
+        let proxied = self.proxy.url.is_some() && !net::bypassed(&self.proxy.bypass, host, port);
+        if self.anywhere || (proxied && host.parse::<IpAddr>().is_err()) {
+            return net::open_tunnel(&self.proxy, host, port, deadline, &self.cancel)
+                .map_err(failed);
+        }
+        let addresses = net::resolve(host, port, deadline, &self.cancel).map_err(failed)?;
+        if addresses.iter().any(|address| forbidden(address.ip())) {
+            return Err(Fault::Url {
+                problem: "leads to a link-local or metadata address, where no store is",
+            });
+        }
+        if proxied {
+            return net::open_tunnel(&self.proxy, host, port, deadline, &self.cancel)
+                .map_err(failed);
+        }
+        net::connect_any(host, &addresses, deadline, &self.cancel).map_err(failed)
     }
 }
 
@@ -177,6 +202,8 @@ struct Socket {
     exchange: Arc<Exchange>,
     /// What arrived while the request was sent.
     early: Vec<u8>,
+    /// How many bytes arrived while the request was sent.
+    interim: usize,
 }
 
 impl Socket {
@@ -184,6 +211,9 @@ impl Socket {
         while let Some(tls) = self.tls.as_mut()
             && (tls.is_handshaking() || tls.wants_write())
         {
+            if deadline.passed() {
+                return Err(Fault::Tls { error: "no end in time".to_owned(), permanent: false });
+            }
             if tls.wants_write() {
                 match tls.write_tls(&mut self.stream) {
                     Ok(_) => continue,
@@ -224,6 +254,10 @@ impl Socket {
         if bytes.is_empty() {
             return Ok(());
         }
+        // A socket that takes everything at once is never waited for.
+        if let Some(why) = self.cancel.why() {
+            return Err(Fault::Cancelled(why));
+        }
         let mut rest = bytes;
         let mut deadline = Deadline::after(timing.stall);
         self.listen()?;
@@ -263,7 +297,10 @@ impl Socket {
     /// Takes what has arrived while sending, without waiting for it.
     fn listen(&mut self) -> Result<(), Fault> {
         let mut buffer = [0; 4096];
-        while !self.exchange.answered_early() && self.early.len() < MAX_ANSWER_HEAD {
+        while !self.exchange.answered_early() {
+            if self.interim >= MAX_ANSWER_HEAD {
+                return Err(Fault::Protocol("it answers without end before the upload is over"));
+            }
             match self.pull(&mut buffer) {
                 Ok(0) => {
                     let source = io::Error::new(
@@ -273,6 +310,7 @@ impl Socket {
                     return Err(Fault::Io { doing: "sending", source });
                 }
                 Ok(count) => {
+                    self.interim += count;
                     self.early.extend_from_slice(&buffer[..count]);
                     self.look_for_answer();
                 }
@@ -305,6 +343,13 @@ impl Socket {
             return Ok(Some(count));
         }
         loop {
+            // Also for a store that never stops answering.
+            if let Some(why) = self.cancel.why() {
+                return Err(Fault::Cancelled(why));
+            }
+            if deadline.passed() {
+                return Ok(None);
+            }
             match self.pull(out) {
                 Ok(count) => return Ok(Some(count)),
                 Err(error) if is_later(&error) => {

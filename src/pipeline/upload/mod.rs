@@ -9,6 +9,7 @@
 //!   sending: a refusal is what it says, a 2xx is a failure of the store.
 //! - Redirects are not followed: the signature of a presigned URL covers its host, so that the other
 //!   place would refuse it, and a body must not go where nobody signed for it.
+//! - A control plane elsewhere cannot send us to link-local addresses and the metadata services of clouds.
 //! - No error and no log line has the URL's query string.
 
 mod body;
@@ -204,6 +205,7 @@ impl Uploader {
             timing: self.timing,
             cancel: cancel.clone(),
             exchange: exchange.clone(),
+            anywhere: matches!(self.policy, UrlPolicy::Loopback(_)),
         };
         let mut body = Body::new(sealed, &exchange, progress);
         let result = agent(connector)

@@ -403,3 +403,38 @@ fn a_cancel_ends_a_mute_handshake() {
     assert!(started.elapsed() < Duration::from_secs(2));
     assert!(matches!(error.fault, Fault::Cancelled(Why::Shutdown)), "{error}");
 }
+
+#[test]
+fn a_store_that_answers_without_end_is_left() {
+    for (play, size) in [(Play::Flood, LARGE), (Play::EndlessHead, LARGE), (Play::FloodAfter, 1000)]
+    {
+        let store = Store::plain(vec![play.clone()]);
+        let once = Timing { tries: Tries { max: 1, ..quick().tries }, ..quick() };
+        let started = Instant::now();
+        let error = put_with(&uploader(once), &store, &sealed(&noise(size, 2))).unwrap_err();
+        assert!(error.retry(), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(15), "{play:?} {error}");
+    }
+}
+
+#[test]
+fn a_control_plane_cannot_send_us_to_metadata_services() {
+    let cancel = Cancel::new().unwrap();
+    let proxied = ProxySettings { url: Some(Secret::new("http://127.0.0.1:9")), bypass: vec![] };
+    for host in ["169.254.169.254", "2852039166", "[fe80::1]", "[::ffff:169.254.169.254]"] {
+        for proxy in [ProxySettings::default(), proxied.clone()] {
+            if proxy.url.is_some() && host.starts_with("28") {
+                // A name as any other: the proxy looks it up.
+                continue;
+            }
+            let creds = UploadCreds {
+                put_url: Secret::new(format!("http://{host}/latest/x")),
+                expires_at_ms: 0,
+                object_key: String::new(),
+            };
+            let uploader = Uploader::new(TlsSettings::default(), proxy, UrlPolicy::AllowHttp);
+            let error = uploader.put(&creds, &sealed(b"x"), None, &cancel, &|_| ()).unwrap_err();
+            assert!(error.to_string().contains("link-local") && !error.retry(), "{host}: {error}");
+        }
+    }
+}
