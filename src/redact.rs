@@ -85,12 +85,15 @@ fn hide_urls(text: &str) -> Option<String> {
 
 /// Where a URL in a text ends. In its user part and in its query, punctuation is part of a secret.
 fn url_end(url: &str) -> usize {
-    let hard = url.find(is_end_of_url).unwrap_or(url.len());
-    let url = &url[..hard];
-    let after_user = url[..authority_end(url)].rfind('@').map_or(0, |at| at + 1);
+    let is_end = |c: char| is_end_of_url(c) || matches!(c, '/' | '?' | '#');
+    let authority = &url[..url.find(is_end).unwrap_or(url.len())];
+    let after_user = authority.rfind('@').map_or(0, |at| at + 1);
     let base = &url[after_user..];
-    let soft = base.find(is_end_of_word).unwrap_or(base.len());
-    if base[..soft].contains(['?', '#']) { hard } else { after_user + soft }
+    let end = base.find(is_end_of_word).unwrap_or(base.len());
+    if base[..end].contains(['?', '#']) {
+        return url.find(is_end_of_url).unwrap_or(url.len());
+    }
+    after_user + end
 }
 
 fn authority_end(url: &str) -> usize {
@@ -227,7 +230,7 @@ mod tests {
     #[test]
     fn the_time_is_linear() {
         let started = std::time::Instant::now();
-        for unit in ["pwd=a ", "token=", "Bearer ", "://@?", "bkpy_ "] {
+        for unit in ["pwd=a ", "token=", "Bearer ", "://@?", "://a,", "bkpy_ "] {
             clean(&unit.repeat((4 << 20) / unit.len()));
         }
         assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());

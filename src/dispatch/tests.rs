@@ -263,30 +263,30 @@ fn the_timeout_ends_an_attempt() {
 }
 
 #[test]
-fn the_timeout_ends_a_pause_and_a_wait_for_another_run() {
+fn the_timeout_ends_a_pause() {
     let retry = RetryPolicy { max_attempts: 2, backoff_sec: vec![3_600] };
-    let at_once = RetryPolicy { max_attempts: 2, backoff_sec: vec![0] };
-    let paused = Job { timeout_sec: 2, retry, ..job("paused") };
-    let waiting = Job { timeout_sec: 2, retry: at_once, ..job("waiting") };
-    let mut rig = Rig::start(config(vec![paused, waiting, job("long")]));
-    rig.run("r1", "paused");
-    let upload = rig.upload();
+    let mut rig = Rig::start(config(vec![Job { timeout_sec: 2, retry, ..job("j") }]));
+    rig.run("r1", "j");
     rig.expect_acks(1);
-    upload.answer(503);
+    rig.upload().answer(503);
     assert!(rig.next().starts_with("log "));
     rig.expect_failure("r1", "timeout");
+    assert_eq!(rig.uploads_seen(), 1);
+}
 
-    // The long one was accepted first, so it takes the place that the failed attempt leaves.
-    rig.run("r2", "waiting");
+#[test]
+fn a_job_that_is_removed_ends_its_waiting_run_and_tries_no_more() {
+    let retry = RetryPolicy { max_attempts: 2, backoff_sec: vec![0] };
+    let mut rig = Rig::start(config(vec![Job { retry, ..job("j") }]));
+    rig.run("r1", "j");
     let upload = rig.upload();
-    rig.run("r3", "long");
+    rig.run("r2", "j");
     rig.expect_acks(2);
-    rig.configure(config(vec![job("long")]), 2);
+    rig.configure(config(vec![]), 2);
     assert_eq!(rig.next(), "ack config");
     upload.answer(503);
-    rig.expect_failure("r2", "503");
-    rig.upload().answer(200);
-    rig.expect_success("r3");
+    rig.expect_failure("r1", "503");
+    rig.expect_failure("r2", "no longer in this agent's configuration");
 }
 
 #[test]
