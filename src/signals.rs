@@ -2,12 +2,24 @@
 
 use std::io;
 use std::process;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
 use crate::exit::Exit;
 use crate::thread::{self, Cancel, Why};
+
+/// For commands that print and end: whoever reads us may stop reading (`backupy runs | head`), which ends the
+/// process quietly, as with any other tool. A daemon must not call it.
+pub fn end_with_reader() {
+    let always = Arc::new(AtomicBool::new(true));
+    if let Err(error) = flag::register_conditional_shutdown(SIGPIPE, 128 + SIGPIPE, always) {
+        log::debug!("failed to prepare for a reader that leaves: {error}");
+    }
+}
 
 /// Called on the signal thread at every SIGHUP.
 pub type OnHangUp = Box<dyn Fn() + Send>;

@@ -1,19 +1,20 @@
 //! `backupy dump-state` and `backupy reset`: for people whose agent is in trouble.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
 use argh::FromArgs;
 use serde_json::{Value, json};
 
-use super::stopped::open_store;
+use super::stopped::{keys, open_store};
 use super::{complain, state_dir};
 use crate::clock::unix_ms;
 use crate::exit::Exit;
 use crate::observe::dump::dump;
 use crate::observe::socket;
-use crate::store::{StoreError, set_aside};
+use crate::store::{Store, StoreError, salvage, set_aside};
 
 /// How long the process may take between two records.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -83,6 +84,10 @@ fn dump_stopped(
 ) -> Exit {
     let store = match open_store(state_dir) {
         Ok(store) => store,
+        // It does not open: what can still be found is shown all the same.
+        Err(Exit::State) if Store::is_in(state_dir) => {
+            return dump_damaged(state_dir, secrets, print);
+        }
         Err(exit) => return exit,
     };
     let result = dump(&store, secrets, print);
@@ -96,6 +101,28 @@ fn dump_stopped(
             Exit::Failed
         }
     }
+}
+
+/// Every record that the engine still finds; values where a key opens them. The exit code stays that of a
+/// store that does not open.
+fn dump_damaged(
+    state_dir: &Path,
+    secrets: bool,
+    print: &mut dyn FnMut(&Value) -> io::Result<()>,
+) -> Exit {
+    let keys = match keys(state_dir) {
+        Ok(keys) => keys,
+        Err(exit) => return exit,
+    };
+    complain("this is what can still be found in it:");
+    let found = salvage(state_dir, &keys, &mut |record| match print(&record.to_json(secrets)) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    });
+    if let Err(error) = found {
+        complain(error);
+    }
+    Exit::State
 }
 
 /// Moves the store aside after a question.

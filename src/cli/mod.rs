@@ -35,6 +35,7 @@ pub mod version;
 use argh::FromArgs;
 
 use crate::exit::Exit;
+use crate::signals;
 
 /// Backups that run by themselves: databases to encrypted artifacts, without cron.
 ///
@@ -69,6 +70,17 @@ enum Command {
     Version(version::VersionArgs),
 }
 
+impl Command {
+    fn is_daemon(&self) -> bool {
+        match self {
+            Command::Run(_) => true,
+            #[cfg(feature = "control")]
+            Command::Up(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Parses the command line and does what it says.
 pub fn main() -> Exit {
     // Everything that we write may hold secrets or somebody's data: for our own user only.
@@ -98,6 +110,9 @@ pub fn main() -> Exit {
 }
 
 fn run(command: Command) -> Exit {
+    if !command.is_daemon() {
+        signals::end_with_reader();
+    }
     match command {
         Command::Run(args) => {
             allocator::tame();

@@ -26,7 +26,11 @@ pub(super) fn open_store(state_dir: &Path) -> Result<Store, Exit> {
     })
 }
 
-fn keys(state_dir: &Path) -> Result<StoreKeys, Exit> {
+/// The keys that it should open with.
+///
+/// # Errors
+/// The exit code; why has been said.
+pub(super) fn keys(state_dir: &Path) -> Result<StoreKeys, Exit> {
     if let Some(current) = own_key(state_dir) {
         return Ok(StoreKeys { current, previous: None });
     }

@@ -27,6 +27,7 @@ use super::watch::Patience;
 use crate::clock::unix_ms;
 use crate::exit::Exit;
 use crate::secret::Secret;
+use crate::store::Store;
 
 /// Name of the file with the agent's key in the state directory.
 const AGENT_KEY: &str = "agent.key";
@@ -189,10 +190,16 @@ pub fn private_dir(path: &Path) -> Result<(), EmbeddedError> {
     let make = || -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let mode = fs::metadata(path)?.permissions().mode();
-        if mode & 0o077 != 0 {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+        if mode & 0o077 == 0 {
+            return Ok(());
         }
-        Ok(())
+        // Taking away the rights of others would break a directory that they use, such as /tmp.
+        if fs::read_dir(path)?.next().is_some() && !Store::is_in(path) {
+            return Err(io::Error::other(
+                "it is open to others and holds files that are not ours; name a directory of its own",
+            ));
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
     };
     make().map_err(|error| EmbeddedError::State(path.to_owned(), error))
 }
@@ -246,4 +253,23 @@ fn keep_port(state_dir: &Path, port: u16) -> Result<(), EmbeddedError> {
     }
     durable::write(&path, format!("{port}\n").as_bytes(), 0o600, Existing::Replace)
         .map_err(|error| EmbeddedError::State(path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_use_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o777)).unwrap();
+        fs::write(shared.join("somebody's"), b"").unwrap();
+        assert!(private_dir(&shared).unwrap_err().to_string().contains("of its own"));
+        assert_eq!(fs::metadata(&shared).unwrap().permissions().mode() & 0o777, 0o777);
+        fs::remove_file(shared.join("somebody's")).unwrap();
+        private_dir(&shared).unwrap();
+        assert_eq!(fs::metadata(&shared).unwrap().permissions().mode() & 0o777, 0o700);
+    }
 }

@@ -234,11 +234,10 @@ def test_idle_cost(lab):
     lab.sqlite(plane)
     agent = lab.agent(plane, BACKUPY_LOG_LEVEL="info")
     plane.session()
-    plane.run_backup("job0", "r1", key=b"k" * 32)
-    plane.wait_success("r1")
-    agent.stop()
-    agent.start()
-    plane.session(after=1)
+    # Memory that a backup used is given back: no restart before it is measured.
+    for number in range(3):
+        plane.run_backup("job0", f"r{number}", key=b"k" * 32)
+        plane.wait_success(f"r{number}")
     time.sleep(5)
     before = agent.context_switches()
     time.sleep(60)
@@ -249,7 +248,15 @@ def test_idle_cost(lab):
     assert switches < 1
     assert disk < 8_000_000
     if RELEASE:
-        assert rss < 8 * 2**20
+        # Fresh it is below 8; what a run touched of the binary stays mapped.
+        assert rss < 10 * 2**20
+    agent.stop()
+    agent.start()
+    plane.session(after=1)
+    time.sleep(5)
+    print(f"fresh: RSS {agent.memory() / 2**20:.1f} MiB")
+    if RELEASE:
+        assert agent.memory() < 8 * 2**20
 
 
 def test_disk_after_work(lab):
