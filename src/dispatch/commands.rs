@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::messages;
+use super::results::{Decision, Verdict};
 use super::{CONFIG_KEY, Dispatch, DispatchError, MAX_OPEN};
 use crate::artifact::DataKey;
 use crate::calendar::window::Window;
@@ -164,6 +165,9 @@ impl Dispatch {
         mut run: Run,
         command: RunBackup,
     ) -> Result<Result<(), String>, DispatchError> {
+        if self.is_unsaved(&run.run_id) {
+            return Ok(Ok(()));
+        }
         let key_bytes = command.encrypted_dek.expose();
         if !key_bytes.is_empty()
             && let Err(error) = DataKey::from_bytes(key_bytes)
@@ -210,7 +214,9 @@ impl Dispatch {
         let mut runs = Vec::new();
         let mut messages = Vec::new();
         for run in self.table.open().filter(|run| run.job_id == job_id) {
-            if self.running.contains_key(&run.run_id) || self.is_unsaved(&run.run_id) {
+            if self.is_unsaved(&run.run_id) {
+                // Its end is decided already.
+            } else if self.running.contains_key(&run.run_id) {
                 runs.push(Run { cancel_requested: true, ..run.clone() });
             } else {
                 let ended = run.clone().end(Outcome::Cancelled, now_ms);
@@ -223,6 +229,11 @@ impl Dispatch {
             runs.iter().filter(|run| run.ended().is_some()).map(|run| run.run_id.clone()).collect();
         messages.extend(messages::ack(Ack::ok(correlation_id)));
         if let Err(error) = self.commit(runs, messages) {
+            // Perhaps it is on the disk all the same, so these runs must not end in another way.
+            for run_id in ended {
+                let verdict = Verdict::End(Outcome::Cancelled);
+                self.settle_later(Decision { run_id, verdict, warnings: Vec::new() });
+            }
             return self.not_durable(&error);
         }
         for run_id in ended {

@@ -181,8 +181,8 @@ pub struct Dispatch {
     running: BTreeMap<String, Running>,
     /// Ends of pauses, for runs that wait for another attempt.
     pauses: BTreeMap<String, Instant>,
-    /// Reports that could not be made durable yet.
-    unsaved: Vec<Report>,
+    /// Decisions that could not be made durable yet.
+    unsaved: Vec<results::Decision>,
     retry_unsaved_at: Option<Instant>,
     /// The high-water file could not be written since the runs that are open last changed.
     highwater_stale: bool,

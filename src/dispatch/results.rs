@@ -12,9 +12,9 @@ use crate::runs::worker::{AttemptOutcome, Report};
 use crate::thread::Why;
 use crate::wire::LogLevel;
 
-/// What a report means for its run.
+/// What happens to a run next.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     End(Outcome),
     /// Another attempt after this pause.
     Again {
@@ -25,6 +25,15 @@ enum Verdict {
     Interrupted,
 }
 
+/// A verdict that must become durable. A commit that failed may have reached the disk all the same, so the
+/// first decision over a run stays, whatever comes before it is stored: one kind of result, never two.
+#[derive(Debug)]
+pub(super) struct Decision {
+    pub(super) run_id: String,
+    pub(super) verdict: Verdict,
+    pub(super) warnings: Vec<String>,
+}
+
 impl Dispatch {
     pub(super) fn on_report(&mut self, report: Report) {
         if let Some(running) = self.running.remove(&report.run_id)
@@ -33,43 +42,52 @@ impl Dispatch {
             log::error!("the thread of run {} panicked after its report", report.run_id);
         }
         self.share();
-        self.settle(report);
+        let Some(run) = self.table.get_open(&report.run_id) else {
+            log::error!("run {} reported and is not open", report.run_id);
+            return;
+        };
+        let job = self.config.jobs.iter().find(|job| job.id == run.job_id);
+        let policy = job.map(|job| job.retry.clone()).unwrap_or_default();
+        let timeout_sec = job.map_or(0, |job| job.timeout_sec);
+        let verdict = judge(run, &report.outcome, &policy, timeout_sec);
+        self.settle(Decision { run_id: report.run_id, verdict, warnings: report.warnings });
     }
 
     /// Tries again what the store refused.
     pub(super) fn save_unsaved(&mut self) {
         self.retry_unsaved_at = None;
-        for report in std::mem::take(&mut self.unsaved) {
-            self.settle(report);
+        for decision in std::mem::take(&mut self.unsaved) {
+            self.settle(decision);
         }
     }
 
+    /// Whether a decision over this run waits to be stored; until then nothing else may be stored about it.
     pub(super) fn is_unsaved(&self, run_id: &str) -> bool {
-        self.unsaved.iter().any(|report| report.run_id == run_id)
+        self.unsaved.iter().any(|decision| decision.run_id == run_id)
     }
 
-    fn settle(&mut self, report: Report) {
-        if let Err(error) = self.try_settle(&report) {
+    /// Makes a decision durable, now or as soon as the store lets us.
+    pub(super) fn settle(&mut self, decision: Decision) {
+        if let Err(error) = self.try_settle(&decision) {
             log::error!(
-                "failed to store the end of run {}; trying again in {} s: {error}",
-                report.run_id,
+                "failed to store what became of run {}; trying again in {} s: {error}",
+                decision.run_id,
                 STORE_RETRY.as_secs()
             );
-            self.unsaved.push(report);
-            self.retry_unsaved_at = Some(Instant::now() + STORE_RETRY);
+            self.settle_later(decision);
         }
     }
 
-    fn try_settle(&mut self, report: &Report) -> Result<(), DispatchError> {
-        let Some(run) = self.table.get_open(&report.run_id).cloned() else {
-            log::error!("run {} reported and is not open", report.run_id);
-            return Ok(());
-        };
-        let job = self.config.jobs.iter().find(|job| job.id == run.job_id);
-        let policy = job.map(|job| job.retry.clone()).unwrap_or_default();
-        let timeout_sec = job.map_or(0, |job| job.timeout_sec);
-        match judge(&run, &report.outcome, &policy, timeout_sec) {
-            Verdict::End(outcome) => self.end_run(run, outcome, &report.warnings),
+    /// Keeps a decision for the next try.
+    pub(super) fn settle_later(&mut self, decision: Decision) {
+        self.unsaved.push(decision);
+        self.retry_unsaved_at = Some(Instant::now() + STORE_RETRY);
+    }
+
+    fn try_settle(&mut self, decision: &Decision) -> Result<(), DispatchError> {
+        let Some(run) = self.table.get_open(&decision.run_id).cloned() else { return Ok(()) };
+        match &decision.verdict {
+            Verdict::End(outcome) => self.end_run(run, outcome.clone(), &decision.warnings),
             Verdict::Again { error, pause } => {
                 let text = format!(
                     "run {} failed and is tried again in {} s: {error}",
@@ -78,10 +96,11 @@ impl Dispatch {
                 );
                 let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 let (run_id, job_id) = (run.run_id.clone(), run.job_id.clone());
-                let run = run.retried(error, unix_ms().saturating_add(pause_ms));
-                self.slots.put_progress(&run_id, messages::standing(&run));
+                let run = run.retried(error.clone(), unix_ms().saturating_add(pause_ms));
+                let standing = messages::standing(&run);
                 self.commit(vec![run], Vec::new())?;
-                self.pause_until(&run_id, Instant::now() + pause);
+                self.slots.put_progress(&run_id, standing);
+                self.pause_until(&run_id, Instant::now() + *pause);
                 self.tell(LogLevel::Warn, &job_id, &text);
                 Ok(())
             }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::admission::{Waiting, admit};
 use super::messages;
+use super::results::{Decision, Verdict};
 use super::{Dispatch, DispatchError, MAX_PARALLEL, Running, STORE_RETRY};
 use crate::clock::{Deadline, unix_ms};
 use crate::model::{Job, Target};
@@ -20,8 +21,11 @@ impl Dispatch {
             return;
         }
         let now = Instant::now();
-        let mut queued: Vec<&Run> =
-            self.table.open().filter(|run| run.phase == Phase::Queued).collect();
+        let mut queued: Vec<&Run> = self
+            .table
+            .open()
+            .filter(|run| run.phase == Phase::Queued && !self.is_unsaved(&run.run_id))
+            .collect();
         if queued.is_empty() {
             return;
         }
@@ -69,9 +73,11 @@ impl Dispatch {
         if !run.last_error.is_empty() {
             reason = format!("{reason}; the last attempt failed: {}", run.last_error);
         }
-        if let Err(error) = self.end_run(run, Outcome::Failed { error: reason }, &[]) {
-            self.look_again_later(run_id, &error);
-        }
+        self.settle(Decision {
+            run_id: run.run_id,
+            verdict: Verdict::End(Outcome::Failed { error: reason }),
+            warnings: Vec::new(),
+        });
     }
 
     fn start(&mut self, run_id: &str) {

@@ -481,3 +481,23 @@ fn the_snapshot_shows_no_secret() {
     assert!(failure.starts_with("r1 Failed") && !failure.contains(rig::SIGNATURE), "{failure}");
     assert!(!rig.snapshot().to_string().contains(rig::SIGNATURE));
 }
+
+#[test]
+fn the_first_decision_stays_while_the_store_takes_nothing() {
+    let mut rig = Rig::start(config(vec![job("j")]));
+    rig.run("r1", "j");
+    let upload = rig.upload();
+    rig.run("r2", "j");
+    rig.expect_acks(2);
+    rig.store().close().unwrap();
+    // Neither the cancel of the waiting run nor the end of the running one can be stored.
+    rig.say("c", ServerMessage::CancelJob { job_id: "j".into() });
+    rig.wait_for_unsaved(1);
+    upload.answer(200);
+    rig.wait_for_unsaved(2);
+    // A repeat changes nothing about a run that is decided, and starts nothing.
+    rig.run("r2", "j");
+    rig.wait_for_unsaved(2);
+    rig.expect_nothing_queued();
+    assert_eq!(rig.uploads_seen(), 1);
+}

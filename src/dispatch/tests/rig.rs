@@ -337,6 +337,14 @@ impl Rig {
         self.life().queries.snapshot(LIMIT).expect("dispatch answers")
     }
 
+    /// Waits until so many decisions wait for the store.
+    pub(super) fn wait_for_unsaved(&self, count: u64) {
+        let deadline = Instant::now() + LIMIT;
+        while self.snapshot()["unsaved_results"] != count {
+            assert!(Instant::now() < deadline, "{}", self.snapshot());
+        }
+    }
+
     /// Waits until so much is queued.
     pub(super) fn wait_for_depth(&self, depth: usize) {
         let ready = self.life().outbox.ready();
