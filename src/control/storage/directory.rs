@@ -323,8 +323,11 @@ impl Root {
 /// Names and paths in a directory, in no order; names that are not UTF-8 are not ours.
 fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>, StorageError> {
     let listing = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            log::warn!("the directory {} cannot be read and is left out", dir.display());
+        // Every ext file system has it at its root, for root alone. Any other directory that cannot be read
+        // may hold backups, and must not count as empty.
+        Err(error)
+            if error.kind() == io::ErrorKind::PermissionDenied && dir.ends_with("lost+found") =>
+        {
             return Ok(Vec::new());
         }
         other => other.map_err(|error| io_error(dir, error))?,
