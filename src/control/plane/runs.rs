@@ -174,7 +174,7 @@ impl Plane {
         }
         for (run_id, backup, late, lost) in found {
             if lost {
-                self.give_up(&run_id, &late, now_ms);
+                self.give_up(&run_id, &backup, &late, now_ms);
             } else {
                 self.late(&run_id, &backup, &late);
             }
@@ -192,8 +192,11 @@ impl Plane {
         });
     }
 
-    fn give_up(&self, run_id: &str, late: &Late, now_ms: u64) {
+    fn give_up(&self, run_id: &str, backup: &str, late: &Late, now_ms: u64) {
         let error = format!("given up: {late}");
+        // Where the agent still has it, the next run of this backup must not wait behind it. Without a line
+        // there is nobody to tell, and the run's upload is refused because it is over.
+        self.cancel(backup);
         if let Err(error) = self.end(run_id, false, &error, now_ms) {
             log::error!("failed to note that run {run_id} was given up: {error}");
         }
