@@ -248,8 +248,9 @@ def test_idle_cost(lab):
     assert switches < 1
     assert disk < 8_000_000
     if RELEASE:
-        # Fresh it is below 8; what a run touched of the binary stays mapped.
-        assert rss < 10 * 2**20
+        # Fresh it is below 8; what a run touched of the binary stays mapped. It was 15 to 24 when the
+        # allocator kept the pipeline's buffers.
+        assert rss < 13 * 2**20
     agent.stop()
     agent.start()
     plane.session(after=1)
