@@ -314,10 +314,9 @@ def test_server_pings_keep_a_quiet_link(lab):
 
 def test_peer_that_stops_reading(lab):
     """A peer that sends but never reads ends by the write deadline, not by memory or a deadlock."""
-    plane = lab.plane()
+    plane = lab.plane(receive_buffer=4096)
     agent = lab.agent(plane)
     session = plane.session()
-    session.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     plane.cut_after = lambda s: s is session and plane.wait(lambda: s.end, 60)
     session.send("ping", {"ts_ms": 1}, "stop reading")
     time.sleep(0.3)

@@ -99,11 +99,12 @@ class Plane:
     `forget(received)` true means that the server crashes before storing that envelope: not journalled.
     """
 
-    def __init__(self, directory, context=None, store_context=None, key=None):
+    def __init__(self, directory, context=None, store_context=None, key=None, receive_buffer=None):
         self.key = key or "bkpy_test_" + "".join(
             random.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", k=32)
         )
         self.context = context
+        self.receive_buffer = receive_buffer
         self.objects = ObjectStore(directory / "objects", store_context)
         self.script = lambda number: "accept"
         self.acks = "each"
@@ -130,6 +131,10 @@ class Plane:
     def listen(self):
         """Starts (or, after `unlisten`, restarts) to accept on the same port."""
         self.listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
+        if self.receive_buffer:
+            # Before a connection is there: a window once offered cannot be taken back. The kernel would drop what
+            # the agent sends into it, and then the agent's own acknowledgements, and both sides stand still.
+            self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
