@@ -136,7 +136,8 @@ impl Agent {
             Outbox::open(store.clone(), OutboxLimits::default()).map_err(AgentError::Outbox)?;
         let seq = SeqCounter::open(store.clone(), unix_ms()).map_err(AgentError::Store)?;
         let slots = Slots::new();
-        let uploader = Uploader::new(options.tls.clone(), options.proxy.clone(), options.uploads);
+        let uploader = Uploader::new(options.tls.clone(), options.proxy.clone(), options.uploads)
+            .limited(options.limits.upload_bytes_per_sec);
         let mut capabilities = vec![wire::DURABLE_ACKS.to_owned()];
         capabilities.extend(drivers::capabilities(&options.policy).into_iter().map(str::to_owned));
         let workshop = Workshop {
