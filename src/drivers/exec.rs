@@ -10,6 +10,8 @@
 //! so the tool ends by SIGPIPE with its next write; one that waits for a lock ends by the lock timeout its
 //! driver gave it. Nothing it does is visible but a connection that reads.
 
+pub mod shell;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read};
@@ -224,8 +226,13 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn start(tool: &'a Tool<'a>) -> Result<Self, ExecError> {
+        Self::spawn(tool, command(tool))
+    }
+
+    /// Starts `command`, which has pipes for both streams and a group of its own; `tool` says what it is called.
+    fn spawn(tool: &'a Tool<'a>, mut command: Command) -> Result<Self, ExecError> {
         let failed = |source| ExecError::Start { tool: tool.name.to_owned(), source };
-        let mut child = command(tool).spawn().map_err(failed)?;
+        let mut child = command.spawn().map_err(failed)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // From here on the drop cleans up.
         let running = Self { tool, child: Some(child), stdout, stderr, tail: Tail::default() };

@@ -29,6 +29,7 @@ use std::path::Path;
 
 pub use error::DriverError;
 pub use exec::ExecError;
+pub use exec::shell;
 pub use postgres::PostgresFault;
 pub use sqlite::SqliteFault;
 pub use workfile::sweep;
