@@ -241,6 +241,12 @@ fn flags_mean_what_a_file_would() {
     assert_eq!(settings.state_dir, Path::new(STATE_DIR));
     assert!(settings.warnings.is_empty());
     assert_eq!(parse(&flags.as_file()).unwrap(), settings);
+    for (database, name) in
+        [("mongodb://u@a:1,b/shop?tls=true", "shop"), ("mongodb+srv://c0.example.net", "database")]
+    {
+        let flags = Flags { database: database.into(), ..flags.clone() };
+        assert_eq!(Settings::from_flags(&flags).unwrap().backups[0].name, name);
+    }
 }
 
 #[test]
