@@ -16,6 +16,7 @@ pub mod load;
 mod marks;
 mod passfile;
 mod postgres;
+mod redis;
 pub mod secrets;
 mod space;
 mod sqlite;
@@ -30,6 +31,7 @@ use std::path::Path;
 pub use error::DriverError;
 pub use exec::ExecError;
 pub use postgres::PostgresFault;
+pub use redis::{RdbFault, RedisFault};
 pub use sqlite::SqliteFault;
 pub use workfile::sweep;
 
@@ -120,17 +122,16 @@ pub fn for_target(
     match target.engine {
         Engine::Sqlite => Ok(Box::new(sqlite::Sqlite::new(c, policy)?)),
         Engine::PostgreSql => Ok(Box::new(postgres::Postgres::new(c)?)),
-        engine @ (Engine::MySql
-        | Engine::MariaDb
-        | Engine::MongoDb
-        | Engine::Redis
-        | Engine::Unknown(_)) => unsupported(engine.to_string()),
+        Engine::Redis => Ok(Box::new(redis::Redis::new(c)?)),
+        engine @ (Engine::MySql | Engine::MariaDb | Engine::MongoDb | Engine::Unknown(_)) => {
+            unsupported(engine.to_string())
+        }
     }
 }
 
-/// What this host can dump, in the wire's words (`sqlite`, `pg_dump`).
+/// What this host can dump, in the wire's words (`sqlite`, `redis`, `pg_dump`).
 pub fn capabilities(policy: &HostPolicy) -> Vec<&'static str> {
-    let mut found = vec!["sqlite"];
+    let mut found = vec!["sqlite", "redis"];
     if !tools::candidates("pg_dump", policy.pg_bin_dir.as_deref()).is_empty() {
         found.push("pg_dump");
     }

@@ -255,6 +255,8 @@ mod tests {
         assert_eq!((c.host.as_str(), c.way), ("/run/postgresql", Way::UnixSocket));
         let (engine, c) = parse("mysql://root@/shop?socket=/run/mysqld/mysqld.sock").unwrap();
         assert_eq!((engine, c.way), (Engine::MySql, Way::UnixSocket));
+        let (engine, c) = parse("redis://backup@?host=/run/redis/redis.sock").unwrap();
+        assert_eq!((engine, c.way, c.database.as_str()), (Engine::Redis, Way::UnixSocket, ""));
     }
 
     #[test]
