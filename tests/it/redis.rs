@@ -1,6 +1,8 @@
 //! Redis for real: dumped over TCP and the socket, from disk and without, started again on the dump, compared.
 
 use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use backupy::drivers::load::{inspect, load};
@@ -127,7 +129,7 @@ fn passwords_and_users() {
     std::fs::create_dir(rig.path("secrets")).unwrap();
     let file = rig.path("secrets/redis");
     std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
-    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
     rig.policy.secrets_dir = Some(rig.path("secrets"));
     let login = |user: &str, password: &str| Connection {
         username: user.into(),
@@ -295,4 +297,62 @@ impl Write for Refusing {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+#[test]
+fn tls_by_mode_and_ca() {
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let rig = Rig::new();
+    let file = |name: &str, text: String| {
+        let path = rig.path(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    std::fs::set_permissions(rig.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let (cert, stranger) = (file("cert.pem", own.cert.pem()), file("other.pem", other.cert.pem()));
+    let key = file("key.pem", own.signing_key.serialize_pem());
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = Redis::start(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &cert,
+        "--tls-auth-clients",
+        "no",
+        "--requirepass",
+        PASSWORD,
+    ]);
+    server.fill();
+    let with = |port: u16, mode: &str, ca: &str| Connection {
+        host: "localhost".into(),
+        tls_mode: mode.into(),
+        tls_ca_file: ca.into(),
+        password_ref: Secret::new(PASSWORD),
+        ..at(port)
+    };
+    for mode in ["", "require", "verify-full"] {
+        let (dump, _, _) = rig.run(&redis(with(port, mode, &cert))).unwrap();
+        same_with_password(&server, &dump);
+    }
+    for connection in [
+        with(port, "require", ""),
+        with(port, "verify-full", &stranger),
+        Connection { host: "127.0.0.1".into(), ..with(port, "verify-ca", &cert) },
+    ] {
+        let error = rig.run(&redis(connection)).unwrap_err();
+        assert!(
+            matches!(error, DriverError::Redis(RedisFault::Tls(_))) && !error.retry(),
+            "{error}"
+        );
+    }
+    let error = rig.run(&redis(with(port, "", ""))).unwrap_err();
+    assert!(matches!(error, DriverError::Redis(RedisFault::Lost { .. })), "{error}");
+    let error = Rig::remote().run(&redis(with(port, "require", &cert))).unwrap_err();
+    assert!(matches!(error, DriverError::NotAllowed { .. }), "{error}");
 }

@@ -213,8 +213,8 @@ fn the_conversation() {
     assert_eq!(version.unwrap(), "Redis 7.0.14", "the dump knows best");
     let login = ["PING", "AUTH backup p w", "PING"];
     let asked = ["INFO server", "INFO memory"];
-    let dumped = ["REPLCONF rdb-only 1", "REPLCONF capa eof", "PSYNC ? -1"];
-    assert_eq!(server.heard(), [&login[..], &asked, &login, &dumped].concat());
+    let options = ["REPLCONF version 255.255.255", "REPLCONF rdb-only 1", "REPLCONF capa eof"];
+    assert_eq!(server.heard(), [&login[..], &asked, &login, &options, &["PSYNC ? -1"]].concat());
 }
 
 #[test]
@@ -402,6 +402,9 @@ fn somebody_else_is_not_told_the_password() {
     let server = Fake::start(Some("220 mail.example ESMTP\r\n"), Arc::new(|_| Do::Hang));
     let login = Connection { password_ref: Secret::new("hunter2"), ..at(server.port) };
     assert!(matches!(fault(Rig::new().run(&redis(login.clone()))), RedisFault::NotRedis { .. }));
+    let encrypted = Connection { tls_mode: "require".into(), ..login.clone() };
+    let found = fault(Rig::new().run(&redis(encrypted)));
+    assert!(matches!(found, RedisFault::Tls(_)) && !found.retry(), "{found}");
     let server = Fake::with(|_| Some(say("HTTP/1.1 400 Bad Request\r\n\r\n")));
     let login = Connection { port: server.port.into(), ..login };
     assert!(matches!(fault(Rig::new().run(&redis(login))), RedisFault::NotRedis { .. }));

@@ -9,7 +9,7 @@
 //! | `host` | a socket instead of a host in the URL: libpq's directory, or the path of another engine's socket |
 //! | `socket` | the same under MySQL's name |
 //!
-//! `sqlite:///srv/app.db` names a file by its absolute path. Messages never repeat the URL: it may carry a password.
+//! `rediss://` is Redis over TLS. `sqlite:///srv/app.db` names a file by its absolute path. Messages never repeat the URL: it may carry a password.
 
 use std::fmt;
 
@@ -94,14 +94,20 @@ pub fn parse(text: &str) -> Result<(Engine, Connection), UrlError> {
         "mysql" => Engine::MySql,
         "mariadb" => Engine::MariaDb,
         "mongodb" => Engine::MongoDb,
-        "redis" | "valkey" => Engine::Redis,
+        "redis" | "valkey" | "rediss" | "valkeys" => Engine::Redis,
         "sqlite" | "sqlite3" => Engine::Sqlite,
         _ => return Err(UrlError::Scheme),
     };
     if engine == Engine::Sqlite {
         return Ok((engine, sqlite(rest)?));
     }
-    Ok((engine, server(engine, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?))
+    let mut connection = server(engine, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?;
+    if matches!(scheme.to_ascii_lowercase().as_str(), "rediss" | "valkeys")
+        && connection.tls_mode.is_empty()
+    {
+        connection.tls_mode = "verify-full".to_owned();
+    }
+    Ok((engine, connection))
 }
 
 fn sqlite(rest: &str) -> Result<Connection, UrlError> {
@@ -264,6 +270,8 @@ mod tests {
         let (engine, c) = parse("sqlite:///srv/my%20app.db").unwrap();
         assert_eq!((engine, c.database.as_str()), (Engine::Sqlite, "/srv/my app.db"));
         assert_eq!(parse("redis://:pw@localhost").unwrap().0, Engine::Redis);
+        let (engine, c) = parse("rediss://localhost").unwrap();
+        assert_eq!((engine, c.tls_mode.as_str()), (Engine::Redis, "verify-full"));
         assert_eq!(parse("mongodb://localhost/x").unwrap().0, Engine::MongoDb);
         assert_eq!(parse("mariadb://u@localhost/x").unwrap().0, Engine::MariaDb);
     }

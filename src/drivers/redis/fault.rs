@@ -20,6 +20,8 @@ pub enum RedisFault {
         /// The reason.
         reason: String,
     },
+    /// TLS could not be agreed on, or the certificate is not trusted.
+    Tls(String),
     /// Wrong password, or none where one is needed.
     Password(Said),
     /// A user was named, but the server is older than users.
@@ -110,7 +112,8 @@ impl RedisFault {
             | Self::Lost { .. }
             | Self::Silent(_) => true,
             Self::Rdb(fault) => fault.retry(),
-            Self::Password(_)
+            Self::Tls(_)
+            | Self::Password(_)
             | Self::NoUsers
             | Self::Permission(_)
             | Self::Protected(_)
@@ -128,6 +131,10 @@ impl fmt::Display for RedisFault {
             Self::Unreachable { place, reason } => {
                 write!(f, "failed to connect to Redis at {place}: {reason}; check that it runs and listens there")
             }
+            Self::Tls(reason) => write!(
+                f,
+                "failed to agree on TLS with Redis: {reason}; check the port, the TLS mode and the CA file"
+            ),
             Self::Password(said) => {
                 write!(f, "Redis did not accept the password: {}; check user and password", said.brief())
             }

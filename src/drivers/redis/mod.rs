@@ -16,6 +16,7 @@ mod place;
 mod rdb;
 mod session;
 mod socket;
+mod tls;
 mod walk;
 
 use std::io::Write;

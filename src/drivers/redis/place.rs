@@ -6,7 +6,8 @@
 //! | port | 0 = 6379; without meaning for a socket |
 //! | username | an ACL user (Redis 6 and later); empty = the user `default` |
 //! | database | empty or a number: an RDB holds all of them, whatever is asked for |
-//! | TLS mode | empty or `disable` only |
+//! | TLS mode | empty (TLS only if there is a CA file) or `disable`; `require`, `verify-ca` and `verify-full` all check name and chain, for Redis has no half way |
+//! | TLS CA file | trusted beside the system's roots |
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,14 @@ pub(super) struct Settings {
     pub(super) password_ref: Secret,
     /// A database number other than the first, which the dump is not limited to.
     pub(super) only: Option<u32>,
+    pub(super) tls: Option<Tls>,
+}
+
+/// TLS is wanted, and so a certificate that can be trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tls {
+    /// Trusted, too.
+    pub(super) ca_file: Option<PathBuf>,
 }
 
 fn wrong<T>(field: &'static str, problem: &str) -> Result<T, DriverError> {
@@ -52,17 +61,13 @@ impl Settings {
     /// # Errors
     /// Permanent ones, without the values.
     pub(super) fn new(c: &Connection) -> Result<Self, DriverError> {
-        if !matches!(c.tls_mode.as_str(), "" | "disable") || !c.tls_ca_file.is_empty() {
-            let what =
-                "TLS to Redis (leave the TLS mode empty; the unix socket needs none)".to_owned();
-            return Err(DriverError::Unsupported { what });
-        }
         let user = if c.username == "default" { String::new() } else { c.username.clone() };
         Ok(Self {
             place: place(c)?,
             user,
             password_ref: c.password_ref.clone(),
             only: database(&c.database)?,
+            tls: tls(c)?,
         })
     }
 
@@ -90,7 +95,7 @@ impl Settings {
             Trust::Local => Ok(net::resolve(host, port, deadline, cx.cancel)?),
             Trust::Remote => {
                 let found = address::allowed(host, port, cx.cancel)?;
-                if self.refers() && !found.iter().copied().all(near) {
+                if self.tls.is_none() && self.refers() && !found.iter().copied().all(near) {
                     let what = "a public address together with a password reference, for Redis would be told \
                                 that password in the clear"
                         .to_owned();
@@ -112,6 +117,28 @@ fn near(address: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
     }
+}
+
+fn tls(c: &Connection) -> Result<Option<Tls>, DriverError> {
+    let ca_file = (!c.tls_ca_file.is_empty()).then(|| PathBuf::from(&c.tls_ca_file));
+    if ca_file.as_deref().is_some_and(Path::is_relative) {
+        return wrong("TLS CA file", "must be an absolute path");
+    }
+    let wanted = match c.tls_mode.as_str() {
+        "" => ca_file.is_some(),
+        "disable" => false,
+        "require" | "verify-ca" | "verify-full" => true,
+        _ => {
+            return wrong(
+                "TLS mode",
+                "must be disable, require, verify-ca or verify-full for Redis",
+            );
+        }
+    };
+    if wanted && c.way == Way::UnixSocket {
+        return wrong("TLS mode", "must be empty for a unix socket");
+    }
+    Ok(wanted.then_some(Tls { ca_file }))
 }
 
 fn database(text: &str) -> Result<Option<u32>, DriverError> {
@@ -213,13 +240,29 @@ mod tests {
 
     #[test]
     fn tls_is_never_left_out_silently() {
-        for mode in ["allow", "prefer", "require", "verify-ca", "verify-full", "x"] {
-            let c = Connection { tls_mode: mode.into(), ..settings("x") };
-            assert!(Settings::new(&c).is_err(), "{mode}");
+        let with = |mode: &str, ca: &str, way| {
+            let (tls_mode, tls_ca_file) = (mode.to_owned(), ca.to_owned());
+            Settings::new(&Connection { tls_mode, tls_ca_file, way, ..settings("/x") })
+                .map(|settings| settings.tls)
+        };
+        let tcp = |mode, ca| {
+            Settings::new(&Connection { tls_mode: mode, tls_ca_file: ca, ..settings("x") })
+                .map(|settings| settings.tls)
+        };
+        let ca_file = Some(PathBuf::from("/ca.pem"));
+        for mode in ["require", "verify-ca", "verify-full"] {
+            assert_eq!(tcp(mode.into(), String::new()).unwrap(), Some(Tls { ca_file: None }));
+            assert!(with(mode, "", Way::UnixSocket).is_err(), "{mode}");
         }
-        let c = Connection { tls_ca_file: "/ca.pem".into(), ..settings("x") };
-        assert!(Settings::new(&c).is_err());
-        Settings::new(&Connection { tls_mode: "disable".into(), ..settings("x") }).unwrap();
+        assert_eq!(tcp(String::new(), "/ca.pem".into()).unwrap(), Some(Tls { ca_file }));
+        for plain in ["", "disable"] {
+            assert_eq!(tcp(plain.into(), String::new()).unwrap(), None);
+            assert_eq!(with(plain, "", Way::UnixSocket).unwrap(), None);
+        }
+        for bad in ["allow", "prefer", "x"] {
+            assert!(tcp(bad.into(), String::new()).is_err(), "{bad}");
+        }
+        assert!(tcp("require".into(), "ca.pem".into()).is_err());
     }
 
     #[test]

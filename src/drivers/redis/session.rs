@@ -5,7 +5,8 @@
 //! AUTH [user] password
 //! PING → +PONG                  not loading, not full, logged in
 //! INFO server, INFO memory      version and size; refused without consequences
-//! REPLCONF rdb-only 1, capa eof one RDB and no stream behind it; both framings; refusals do not matter
+//! REPLCONF version, rdb-only 1, the RDB as it is; no stream behind it; both framings;
+//!          capa eof             refusals do not matter
 //! PSYNC ? -1 → +FULLRESYNC …    or SYNC, where that is not known or not permitted
 //! … \n \n \n                    while the server forks
 //! $<length> or $EOF:<mark>
@@ -27,6 +28,10 @@ use crate::secret::Secret;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Empty lines, one a second, while the server makes the RDB: a day of it.
 const KEEPALIVES_MAX: u32 = 86_400;
+
+/// Valkey 9 writes an older format for whoever does not say how new it is, and closes the connection where the
+/// data does not fit into that. Whatever it writes for itself is right here.
+const ANY_VERSION: &str = "255.255.255";
 
 /// An answer; what `INFO` says is the only text that is looked at.
 #[derive(Debug, PartialEq, Eq)]
@@ -140,8 +145,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// Where the server does not give it.
     pub(super) fn sync(mut self) -> Result<(Framing, Line<'a>), DriverError> {
-        for option in [["rdb-only", "1"], ["capa", "eof"]] {
-            let [name, value] = option;
+        for [name, value] in [["version", ANY_VERSION], ["rdb-only", "1"], ["capa", "eof"]] {
             self.ask(&["REPLCONF", name, value])?;
         }
         self.say(&["PSYNC", "?", "-1"])?;

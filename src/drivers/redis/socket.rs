@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket
 
 use super::fault::RedisFault;
 use super::place::{Place, Settings, socket_in};
+use super::tls::{self, TlsStream};
 use crate::clock::Deadline;
 use crate::drivers::{Context, DriverError};
 use crate::net::{self, NetError, Waited, wait_readable, wait_writable};
@@ -25,9 +26,10 @@ const LINE_MAX: usize = 8 << 10;
 /// More than `INFO` of one section.
 const BULK_MAX: usize = 64 << 10;
 
-/// Either kind of socket, non-blocking.
+/// Any kind of socket, non-blocking.
 pub(super) enum Stream {
     Tcp(TcpStream),
+    Tls(Box<TlsStream>),
     Unix(UnixStream),
 }
 
@@ -35,6 +37,7 @@ impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.sock.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
         }
     }
@@ -44,6 +47,7 @@ impl Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
         }
     }
@@ -51,7 +55,16 @@ impl Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    /// TLS keeps what the socket did not take.
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tls(stream) => stream.flush(),
+            Self::Tcp(_) | Self::Unix(_) => Ok(()),
         }
     }
 
@@ -67,7 +80,12 @@ impl Stream {
         };
         let addresses = settings.addresses(host, port, deadline, cx)?;
         match net::connect_any(host, &addresses, deadline, cx.cancel) {
-            Ok(stream) => Ok(Self::Tcp(stream)),
+            Ok(stream) => match &settings.tls {
+                None => Ok(Self::Tcp(stream)),
+                Some(wanted) => {
+                    tls::agree(stream, host, wanted, deadline, cx).map(Box::new).map(Self::Tls)
+                }
+            },
             Err(NetError::Cancelled(why)) => Err(DriverError::Cancelled(why)),
             Err(error) => {
                 let reason = match error {
@@ -131,8 +149,13 @@ impl<'a> Line<'a> {
     /// When it is not taken in time.
     pub(super) fn send(&mut self, mut bytes: &[u8]) -> Result<(), DriverError> {
         let deadline = self.deadline();
-        while !bytes.is_empty() {
-            match self.stream.write(bytes) {
+        loop {
+            let taken = match bytes {
+                [] => self.stream.flush().map(|()| 0),
+                bytes => self.stream.write(bytes),
+            };
+            match taken {
+                Ok(_) if bytes.is_empty() => return Ok(()),
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let waited = wait_writable(&self.stream, deadline, Some(self.cancel));
@@ -142,7 +165,6 @@ impl<'a> Line<'a> {
                 Err(_) => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// What came and was not taken yet.

