@@ -275,7 +275,8 @@ fn sync_where_psync_is_not_to_be_had() {
 
 #[test]
 fn what_a_server_may_refuse_and_when() {
-    let cases: [(&str, &str, fn(&RedisFault) -> bool, bool); 9] = [
+    type Is = fn(&RedisFault) -> bool;
+    let cases: [(&str, &str, Is, bool); 9] = [
         ("PING", "-LOADING loading the dataset", |f| matches!(f, RedisFault::Loading(_)), true),
         ("PSYNC", "-LOADING loading the dataset", |f| matches!(f, RedisFault::Loading(_)), true),
         ("PSYNC", "-NOMASTERLINK Can't SYNC", |f| matches!(f, RedisFault::NoMaster(_)), true),
