@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::exec::ExecError;
 use super::mongodb::MongoFault;
 use super::postgres::PostgresFault;
+use super::redis::RedisFault;
 use super::secrets::SecretError;
 use super::sqlite::SqliteFault;
 use crate::net::NetError;
@@ -63,6 +64,8 @@ pub enum DriverError {
     Postgres(PostgresFault),
     /// MongoDB or its tools.
     Mongo(MongoFault),
+    /// Redis or Valkey.
+    Redis(RedisFault),
     /// A tool could not be run, or did not end well.
     Exec(ExecError),
     /// A tool ended well, but what it wrote is no dump.
@@ -93,6 +96,7 @@ impl DriverError {
             Self::Sqlite { fault, .. } => fault.retry(),
             Self::Postgres(fault) => fault.retry(),
             Self::Mongo(fault) => fault.retry(),
+            Self::Redis(fault) => fault.retry(),
             Self::Exec(error) => error.retry(),
         }
     }
@@ -132,6 +136,7 @@ impl fmt::Display for DriverError {
             Self::Sqlite { path, fault } => write!(f, "the SQLite file {} {fault}", path.display()),
             Self::Postgres(fault) => fault.fmt(f),
             Self::Mongo(fault) => fault.fmt(f),
+            Self::Redis(fault) => fault.fmt(f),
             Self::Exec(error) => error.fmt(f),
             Self::Mark { tool } => write!(
                 f,
@@ -153,6 +158,7 @@ impl std::error::Error for DriverError {
         match self {
             Self::Secret(error) => Some(error),
             Self::Host(error) => Some(error),
+            Self::Redis(fault) => Some(fault),
             Self::Work { source, .. } | Self::Sink(source) => Some(source),
             Self::Exec(error) => Some(error),
             _ => None,
@@ -163,6 +169,12 @@ impl std::error::Error for DriverError {
 impl From<SecretError> for DriverError {
     fn from(error: SecretError) -> Self {
         Self::Secret(error)
+    }
+}
+
+impl From<RedisFault> for DriverError {
+    fn from(fault: RedisFault) -> Self {
+        Self::Redis(fault)
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::workfile::WorkFile;
-use super::{Context, DriverError, mongodb, postgres, sqlite};
+use super::{Context, DriverError, mongodb, postgres, redis, sqlite};
 use crate::model::{Engine, Target};
 
 /// A file for a dump in the work directory, 0600, removed when dropped and swept after a crash.
@@ -47,7 +47,7 @@ pub struct Inspected {
 }
 
 /// Reads the whole dump as its own tools do: SQLite's `integrity_check` and row counts, `pg_restore` to nowhere,
-/// the framing and the checksums of a MongoDB archive.
+/// the framing and the checksums of a MongoDB archive, Redis' checksum and key counts.
 ///
 /// # Errors
 /// When it is damaged, or the tool is missing.
@@ -56,7 +56,8 @@ pub fn inspect(engine: Engine, dump: &Path, cx: &Context<'_>) -> Result<Inspecte
         Engine::Sqlite => sqlite::load::inspect(dump, cx),
         Engine::PostgreSql => postgres::load::inspect(dump, cx),
         Engine::MongoDb => mongodb::load::inspect(dump, cx),
-        Engine::MySql | Engine::MariaDb | Engine::Redis | Engine::Unknown(_) => {
+        Engine::Redis => redis::load::inspect(dump, cx),
+        Engine::MySql | Engine::MariaDb | Engine::Unknown(_) => {
             unsupported("checking a dump of", engine)
         }
     }
@@ -76,7 +77,8 @@ pub fn load(
         Engine::Sqlite => sqlite::load::load(&target.connection, dump, replace, cx),
         Engine::PostgreSql => postgres::load::load(&target.connection, dump, replace, cx),
         Engine::MongoDb => mongodb::load::load(&target.connection, dump, replace, cx),
-        engine @ (Engine::MySql | Engine::MariaDb | Engine::Redis | Engine::Unknown(_)) => {
+        Engine::Redis => redis::load::load(),
+        engine @ (Engine::MySql | Engine::MariaDb | Engine::Unknown(_)) => {
             unsupported("loading a dump of", engine)
         }
     }

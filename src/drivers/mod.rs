@@ -17,6 +17,7 @@ mod marks;
 mod mongodb;
 mod passfile;
 mod postgres;
+mod redis;
 pub mod secrets;
 mod space;
 mod sqlite;
@@ -33,6 +34,7 @@ pub use exec::ExecError;
 pub use exec::shell;
 pub use mongodb::{Damage, MongoFault};
 pub use postgres::PostgresFault;
+pub use redis::{RdbFault, RedisFault};
 pub use sqlite::SqliteFault;
 pub use workfile::sweep;
 
@@ -124,15 +126,16 @@ pub fn for_target(
         Engine::Sqlite => Ok(Box::new(sqlite::Sqlite::new(c, policy)?)),
         Engine::PostgreSql => Ok(Box::new(postgres::Postgres::new(c)?)),
         Engine::MongoDb => Ok(Box::new(mongodb::MongoDb::new(c, policy)?)),
-        engine @ (Engine::MySql | Engine::MariaDb | Engine::Redis | Engine::Unknown(_)) => {
+        Engine::Redis => Ok(Box::new(redis::Redis::new(c)?)),
+        engine @ (Engine::MySql | Engine::MariaDb | Engine::Unknown(_)) => {
             unsupported(engine.to_string())
         }
     }
 }
 
-/// What this host can dump, in the wire's words (`sqlite`, `pg_dump`).
+/// What this host can dump, in the wire's words (`sqlite`, `redis`, `pg_dump`).
 pub fn capabilities(policy: &HostPolicy) -> Vec<&'static str> {
-    let mut found = vec!["sqlite"];
+    let mut found = vec!["sqlite", "redis"];
     if !tools::candidates("pg_dump", policy.pg_bin_dir.as_deref()).is_empty() {
         found.push("pg_dump");
     }

@@ -10,7 +10,7 @@
 //! | `socket` | the same under MySQL's name |
 //!
 //! `mongodb://` and `mongodb+srv://` keep their own options (`authSource`, `replicaSet`, `tls` …) and may name several
-//! hosts; the driver reads them. User and password are taken out of them.
+//! hosts; the driver reads them. User and password are taken out of them. `rediss://` is Redis over TLS.
 //!
 //! `sqlite:///srv/app.db` names a file by its absolute path. Messages never repeat the URL: it may carry a password.
 
@@ -100,7 +100,7 @@ pub fn parse(text: &str) -> Result<(Engine, Connection), UrlError> {
         "mysql" => Engine::MySql,
         "mariadb" => Engine::MariaDb,
         "mongodb" | "mongodb+srv" => Engine::MongoDb,
-        "redis" | "valkey" => Engine::Redis,
+        "redis" | "valkey" | "rediss" | "valkeys" => Engine::Redis,
         "sqlite" | "sqlite3" => Engine::Sqlite,
         _ => return Err(UrlError::Scheme),
     };
@@ -110,7 +110,13 @@ pub fn parse(text: &str) -> Result<(Engine, Connection), UrlError> {
     if engine == Engine::MongoDb {
         return Ok((engine, mongodb(scheme, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?));
     }
-    Ok((engine, server(engine, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?))
+    let mut connection = server(engine, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?;
+    if matches!(scheme.to_ascii_lowercase().as_str(), "rediss" | "valkeys")
+        && connection.tls_mode.is_empty()
+    {
+        connection.tls_mode = "verify-full".to_owned();
+    }
+    Ok((engine, connection))
 }
 
 fn sqlite(rest: &str) -> Result<Connection, UrlError> {
@@ -292,6 +298,8 @@ mod tests {
         assert_eq!((c.host.as_str(), c.way), ("/run/postgresql", Way::UnixSocket));
         let (engine, c) = parse("mysql://root@/shop?socket=/run/mysqld/mysqld.sock").unwrap();
         assert_eq!((engine, c.way), (Engine::MySql, Way::UnixSocket));
+        let (engine, c) = parse("redis://backup@?host=/run/redis/redis.sock").unwrap();
+        assert_eq!((engine, c.way, c.database.as_str()), (Engine::Redis, Way::UnixSocket, ""));
     }
 
     #[test]
@@ -299,6 +307,8 @@ mod tests {
         let (engine, c) = parse("sqlite:///srv/my%20app.db").unwrap();
         assert_eq!((engine, c.database.as_str()), (Engine::Sqlite, "/srv/my app.db"));
         assert_eq!(parse("redis://:pw@localhost").unwrap().0, Engine::Redis);
+        let (engine, c) = parse("rediss://localhost").unwrap();
+        assert_eq!((engine, c.tls_mode.as_str()), (Engine::Redis, "verify-full"));
         assert_eq!(parse("mariadb://u@localhost/x").unwrap().0, Engine::MariaDb);
     }
 
