@@ -73,6 +73,7 @@ impl Dispatch {
             ServerMessage::RegisterAck(_)
             | ServerMessage::Ping { .. }
             | ServerMessage::Ack(_)
+            | ServerMessage::PartUrls(_)
             | ServerMessage::Unknown => return,
         };
         match answer {

@@ -128,7 +128,11 @@ impl Store {
     pub(super) fn creds(&self) -> UploadCreds {
         let scheme = if self.tls { "https" } else { "http" };
         let url = format!("{scheme}://{}/bucket/key?X-Amz-Signature={SECRET}", self.address);
-        UploadCreds { put_url: Secret::new(url), expires_at_ms: 0, object_key: "key".into() }
+        UploadCreds {
+            put_url: Secret::new(url),
+            object_key: "key".into(),
+            ..UploadCreds::default()
+        }
     }
 
     /// Waits until a request's head has arrived.

@@ -257,6 +257,7 @@ mod tests {
             put_url: Secret::new("https://s/o?sig"),
             expires_at_ms: 10_000,
             object_key: "o".into(),
+            ..UploadCreds::default()
         };
         Run::accept("r".into(), "j".into(), false, Some(creds), SecretBytes::new([1; 32]), 1_000)
     }

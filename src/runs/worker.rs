@@ -247,8 +247,12 @@ mod tests {
     use crate::secret::{Secret, SecretBytes};
 
     fn run(key: &[u8], url: &str) -> Run {
-        let creds =
-            UploadCreds { put_url: Secret::new(url), expires_at_ms: 0, object_key: "o".into() };
+        let creds = UploadCreds {
+            put_url: Secret::new(url),
+            expires_at_ms: 0,
+            object_key: "o".into(),
+            ..UploadCreds::default()
+        };
         Run::accept("r".into(), "j".into(), false, Some(creds), SecretBytes::new(key), 0)
     }
 

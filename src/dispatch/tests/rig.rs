@@ -55,7 +55,12 @@ pub(super) fn run_backup(run_id: &str, job_id: &str, put_url: Secret) -> RunBack
         job_id: job_id.into(),
         run_id: run_id.into(),
         manual_trigger: false,
-        upload_creds: Some(UploadCreds { put_url, expires_at_ms: 0, object_key: "o".into() }),
+        upload_creds: Some(UploadCreds {
+            put_url,
+            expires_at_ms: 0,
+            object_key: "o".into(),
+            ..UploadCreds::default()
+        }),
         encrypted_dek: SecretBytes::new([7; 32]),
     }
 }
