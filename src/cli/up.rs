@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use argh::FromArgs;
+use crossbeam_channel::never;
 
 use super::complain;
 use super::place::{self, DEFAULT_CONFIG, Note};
@@ -94,7 +95,7 @@ pub fn run(args: &UpArgs) -> Exit {
             return Exit::Usage;
         }
     };
-    logging::init(host.log_level);
+    logging::init(host.log_level, None);
     for warning in &settings.warnings {
         log::warn!("{}", at(path.as_deref(), warning));
     }
@@ -168,6 +169,7 @@ fn options(embedded: &Embedded, host: HostConfig) -> AgentOptions {
         limits: host.limits,
         stop_grace: host.stop_grace,
         log_level: host.log_level,
+        log_lines: never(),
         extra: Some(Arc::new(move |request, status, reply| {
             local::answer(&plane, request, status, reply)
         })),
