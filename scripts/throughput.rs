@@ -104,6 +104,7 @@ fn pipeline(file: &Path) -> Result<()> {
             put_url: Secret::new(&url),
             expires_at_ms: 0,
             object_key: "sink".to_owned(),
+            ..UploadCreds::default()
         },
         upload: &uploader,
         policy: &host.policy,

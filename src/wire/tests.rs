@@ -114,9 +114,9 @@ fn the_numbers_of_a_multipart_upload() {
         vec![6 << 3, 5],
     ]
     .concat();
-    // Key of field 100, two bytes of length.
+    // Key of field 100 and one byte of length.
     let at = bytes.windows(2).position(|two| two == [0xa2, 0x06]).unwrap();
-    assert_eq!(bytes[at + 4..], expected);
+    assert_eq!(bytes[at + 3..], expected);
 }
 
 #[test]
