@@ -106,6 +106,7 @@ fn pipeline(file: &Path) -> Result<()> {
             object_key: "sink".to_owned(),
             ..UploadCreds::default()
         },
+        places: None,
         upload: &uploader,
         policy: &host.policy,
         limits: &host.limits,

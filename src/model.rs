@@ -214,6 +214,13 @@ pub struct UploadCreds {
     pub multipart: Option<Multipart>,
 }
 
+impl UploadCreds {
+    /// Whether there is a URL at all.
+    pub fn lead_somewhere(&self) -> bool {
+        !self.put_url.is_empty() || self.multipart.is_some()
+    }
+}
+
 /// A multipart upload that the control plane has created in the store.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Multipart {

@@ -177,7 +177,7 @@ fn is_last(stream: &TcpStream, stopped: &Receiver<Never>) -> bool {
         && first == LAST
 }
 
-trait Conn: Read + Write {}
+pub(super) trait Conn: Read + Write {}
 impl<T: Read + Write> Conn for T {}
 
 fn perform(
@@ -249,7 +249,7 @@ fn flood(conn: &mut dyn Conn, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn read_head(conn: &mut dyn Conn, head: &mut String) -> io::Result<()> {
+pub(super) fn read_head(conn: &mut dyn Conn, head: &mut String) -> io::Result<()> {
     let mut byte = [0; 1];
     while !head.ends_with("\r\n\r\n") {
         conn.read_exact(&mut byte)?;
@@ -258,7 +258,7 @@ fn read_head(conn: &mut dyn Conn, head: &mut String) -> io::Result<()> {
     Ok(())
 }
 
-fn read_body(
+pub(super) fn read_body(
     conn: &mut dyn Conn,
     request: &mut Request,
     at_most: usize,
@@ -290,6 +290,8 @@ pub(super) fn quick() -> Timing {
         connect: Duration::from_secs(10),
         stall: Duration::from_secs(10),
         answer: Duration::from_secs(10),
+        part_urls: Duration::from_secs(10),
+        part_urls_again: Duration::from_secs(1),
         tries: Tries {
             max: 3,
             first_pause: Duration::from_millis(5),

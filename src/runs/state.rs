@@ -166,9 +166,12 @@ impl Run {
         }
     }
 
-    /// When its upload URL expires; 0 = unknown.
+    /// When its upload URLs expire; 0 = unknown.
     pub fn expires_at_ms(&self) -> u64 {
-        self.creds.as_ref().map_or(0, |creds| creds.expires_at_ms)
+        self.creds.as_ref().map_or(0, |creds| match &creds.multipart {
+            Some(multipart) => multipart.expires_at_ms,
+            None => creds.expires_at_ms,
+        })
     }
 
     /// An attempt starts.

@@ -9,6 +9,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 
 use super::*;
+use crate::net;
 use crate::pipeline::testing::{Play, SECRET, Store, noise, quick, s3_error, status};
 use crate::secret::Secret;
 use crate::thread::{Why, spawn};
