@@ -294,6 +294,7 @@ pub(super) fn quick() -> Timing {
         part_urls_again: Duration::from_secs(1),
         tries: Tries {
             max: 3,
+            max_part: 3,
             first_pause: Duration::from_millis(5),
             max_pause: Duration::from_millis(20),
             max_retry_after: Duration::from_millis(50),

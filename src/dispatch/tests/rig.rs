@@ -197,6 +197,7 @@ impl Rig {
     fn workshop(&self) -> Workshop {
         let tries = Tries {
             max: 1,
+            max_part: 1,
             first_pause: Duration::ZERO,
             max_pause: Duration::ZERO,
             max_retry_after: Duration::ZERO,

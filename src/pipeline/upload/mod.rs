@@ -78,6 +78,8 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(15);
 pub struct Tries {
     /// Tries in all.
     pub max: u32,
+    /// Tries of one part and of Complete: a failed one costs the whole dump, so that a store may be busy for minutes.
+    pub max_part: u32,
     /// First pause; each one doubles the one before.
     pub first_pause: Duration,
     /// Longest pause of our own.
@@ -96,6 +98,7 @@ impl Default for Timing {
             part_urls_again: Duration::from_secs(30),
             tries: Tries {
                 max: 6,
+                max_part: 12,
                 first_pause: Duration::from_secs(1),
                 max_pause: Duration::from_secs(30),
                 max_retry_after: Duration::from_secs(120),
@@ -166,7 +169,7 @@ impl Uploader {
     ) -> Result<(), UploadError> {
         let destination = self.check_url(&creds.put_url, creds.expires_at_ms)?;
         let sender = Sender::new(self, deadline, cancel);
-        sender.repeat(&destination.shown, creds.expires_at_ms, || {
+        sender.repeat(&destination.shown, creds.expires_at_ms, self.timing.tries.max, || {
             sender.once(Method::Put, &destination, sealed, progress, &|_| Ok(()))
         })
     }

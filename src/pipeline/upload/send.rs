@@ -12,9 +12,9 @@ use ureq::unversioned::transport::NextTimeout;
 use super::body::{Body, BodyEnd};
 use super::line::{self, Connector, Exchange};
 use super::url::Destination;
-use super::{Fault, UploadError, Uploader, UrlPolicy, judge, pause};
+use super::{Fault, Tries, UploadError, Uploader, UrlPolicy, judge, pause};
 use crate::clock::{Deadline, unix_ms};
-use crate::config::ProxySettings;
+use crate::config::{ProxySettings, TlsSettings};
 use crate::model::Progress;
 use crate::net;
 use crate::pipeline::spool::Sealed;
@@ -60,14 +60,16 @@ impl<'a> Sender<'a> {
         self.uploader
     }
 
-    /// Repeats `once` until it succeeds, or the tries, the URL's time (0 = unknown) or the run's time are used up.
+    /// Repeats `once` until it succeeds, or `max` tries, the URL's time (0 = unknown) or the run's time are used up.
     pub(super) fn repeat<T>(
         &self,
         shown: &str,
         expires_at_ms: u64,
+        max: u32,
         mut once: impl FnMut() -> Result<T, Fault>,
     ) -> Result<T, UploadError> {
         let failed = |tries, fault| UploadError::new(shown, tries, fault);
+        let rule = Tries { max, ..self.uploader.timing.tries };
         let mut tries = 0;
         loop {
             tries += 1;
@@ -76,7 +78,7 @@ impl<'a> Sender<'a> {
                 Err(fault) => fault,
             };
             let next = pause::next(
-                &self.uploader.timing.tries,
+                &rule,
                 tries,
                 fault.retry_after(),
                 unix_ms(),
@@ -160,15 +162,20 @@ impl<'a> Sender<'a> {
         if let Some(config) = self.tls.get() {
             return Ok(config.clone());
         }
-        let roots = net::root_store(self.uploader.tls.ca_file.as_deref()).map_err(Fault::Net)?;
-        let mut config = ClientConfig::builder_with_provider(net::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Fault::Tls { error: error.to_string(), permanent: true })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(self.tls.get_or_init(|| Arc::new(config)).clone())
+        let config = client_config(&self.uploader.tls)?;
+        Ok(self.tls.get_or_init(|| config).clone())
     }
+}
+
+fn client_config(tls: &TlsSettings) -> Result<Arc<ClientConfig>, Fault> {
+    let roots = net::root_store(tls.ca_file.as_deref()).map_err(Fault::Net)?;
+    let mut config = ClientConfig::builder_with_provider(net::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Fault::Tls { error: error.to_string(), permanent: true })?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// An agent for one exchange: nothing of its own that would wait, follow, reuse, or read the environment.

@@ -24,7 +24,8 @@ pub(in crate::pipeline) fn complete(
     let destination = parse(sender, &multipart.complete_url)?;
     let request = Sealed::of(request(&parts.etags).into_bytes());
     let mut lost = false;
-    sender.repeat(&destination.shown, multipart.expires_at_ms, || {
+    let max = sender.uploader().timing.tries.max_part;
+    sender.repeat(&destination.shown, multipart.expires_at_ms, max, || {
         sender.once(Method::Post, &destination, &request, &|_| (), &accept).map_err(|fault| {
             let gone = matches!(&fault, Fault::Refused { status: 404, .. });
             let fault = if gone && lost { Fault::Unsure } else { fault };
@@ -42,7 +43,8 @@ pub(in crate::pipeline) fn abort(
 ) -> Result<(), UploadError> {
     let destination = parse(sender, &multipart.abort_url)?;
     let nothing = Sealed::of(Vec::new());
-    sender.repeat(&destination.shown, multipart.expires_at_ms, || {
+    let max = sender.uploader().timing.tries.max;
+    sender.repeat(&destination.shown, multipart.expires_at_ms, max, || {
         match sender.once(Method::Delete, &destination, &nothing, &|_| (), &|_| Ok(())) {
             Err(Fault::Refused { status: 404, .. }) => Ok(()),
             result => result,

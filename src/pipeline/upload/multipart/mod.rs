@@ -149,7 +149,8 @@ impl Crew<'_> {
             .map_err(failed)?;
         let destination =
             Destination::parse(&place.url, self.sender.uploader().policy).map_err(failed)?;
-        let result = self.sender.repeat(&destination.shown, place.expires_at_ms, || {
+        let max = timing.tries.max_part;
+        let result = self.sender.repeat(&destination.shown, place.expires_at_ms, max, || {
             self.sender.once(Method::Put, &destination, &part.content, &|_| (), &etag)
         });
         if let Err(UploadError { fault: Fault::Expired, .. }) = &result {
