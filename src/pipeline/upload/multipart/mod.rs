@@ -154,7 +154,7 @@ impl Crew<'_> {
             self.sender.once(Method::Put, &destination, &part.content, &|_| (), &etag)
         });
         if let Err(UploadError { fault: Fault::Expired, .. }) = &result {
-            self.places.expired(part.number, &place);
+            self.places.expired(&place);
         }
         result
     }
