@@ -67,16 +67,17 @@ impl CredsCell {
     }
 
     /// Replaces them, if the attempt can go on with these: one in parts cannot change its upload, and one by a single
-    /// PUT cannot become one in parts. A PUT under way goes on with the old ones.
-    pub fn set(&self, creds: UploadCreds) {
+    /// PUT cannot become one in parts. A PUT under way goes on with the old ones. Whether they were taken.
+    pub fn set(&self, creds: UploadCreds) -> bool {
         match (&self.places, &creds.multipart) {
             (Some(places), Some(multipart)) if places.is_of(&multipart.upload_id) => {
                 places.renew(multipart);
             }
             (None, _) if !creds.put_url.is_empty() => {}
-            (Some(_), _) | (None, _) => return,
+            (Some(_), _) | (None, _) => return false,
         }
         *self.creds.lock().unwrap_or_else(PoisonError::into_inner) = creds;
+        true
     }
 
     /// Takes URLs for parts; false if they belong to another upload.
