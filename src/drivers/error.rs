@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::exec::ExecError;
+use super::mongodb::MongoFault;
 use super::postgres::PostgresFault;
 use super::secrets::SecretError;
 use super::sqlite::SqliteFault;
@@ -60,6 +61,8 @@ pub enum DriverError {
     },
     /// PostgreSQL or its tools.
     Postgres(PostgresFault),
+    /// MongoDB or its tools.
+    Mongo(MongoFault),
     /// A tool could not be run, or did not end well.
     Exec(ExecError),
     /// A tool ended well, but what it wrote is no dump.
@@ -89,6 +92,7 @@ impl DriverError {
             Self::Host(error) => error.retry(),
             Self::Sqlite { fault, .. } => fault.retry(),
             Self::Postgres(fault) => fault.retry(),
+            Self::Mongo(fault) => fault.retry(),
             Self::Exec(error) => error.retry(),
         }
     }
@@ -127,6 +131,7 @@ impl fmt::Display for DriverError {
             ),
             Self::Sqlite { path, fault } => write!(f, "the SQLite file {} {fault}", path.display()),
             Self::Postgres(fault) => fault.fmt(f),
+            Self::Mongo(fault) => fault.fmt(f),
             Self::Exec(error) => error.fmt(f),
             Self::Mark { tool } => write!(
                 f,

@@ -14,6 +14,7 @@ mod error;
 mod exec;
 pub mod load;
 mod marks;
+mod mongodb;
 mod passfile;
 mod postgres;
 pub mod secrets;
@@ -29,6 +30,8 @@ use std::path::Path;
 
 pub use error::DriverError;
 pub use exec::ExecError;
+pub use exec::shell;
+pub use mongodb::{Damage, MongoFault};
 pub use postgres::PostgresFault;
 pub use sqlite::SqliteFault;
 pub use workfile::sweep;
@@ -120,11 +123,10 @@ pub fn for_target(
     match target.engine {
         Engine::Sqlite => Ok(Box::new(sqlite::Sqlite::new(c, policy)?)),
         Engine::PostgreSql => Ok(Box::new(postgres::Postgres::new(c)?)),
-        engine @ (Engine::MySql
-        | Engine::MariaDb
-        | Engine::MongoDb
-        | Engine::Redis
-        | Engine::Unknown(_)) => unsupported(engine.to_string()),
+        Engine::MongoDb => Ok(Box::new(mongodb::MongoDb::new(c, policy)?)),
+        engine @ (Engine::MySql | Engine::MariaDb | Engine::Redis | Engine::Unknown(_)) => {
+            unsupported(engine.to_string())
+        }
     }
 }
 
@@ -133,6 +135,9 @@ pub fn capabilities(policy: &HostPolicy) -> Vec<&'static str> {
     let mut found = vec!["sqlite"];
     if !tools::candidates("pg_dump", policy.pg_bin_dir.as_deref()).is_empty() {
         found.push("pg_dump");
+    }
+    if mongodb::is_here(policy) {
+        found.push("mongodump");
     }
     found
 }

@@ -1,5 +1,5 @@
 //! Drivers against real databases: SQLite files written to by other processes, PostgreSQL servers that the
-//! tests start themselves, and small stand-ins for tools that misbehave.
+//! tests start themselves, and small stand-ins for tools that misbehave or cannot be had.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,6 +8,7 @@
     reason = "helpers of tests fail as the tests do"
 )]
 
+mod mongodb;
 mod postgres;
 mod postgres_faults;
 mod rig;
