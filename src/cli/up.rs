@@ -15,12 +15,14 @@ use crate::control::embedded::Embedded;
 use crate::control::file::{self as file_of_up, Flags, Settings};
 use crate::control::local;
 use crate::control::plane::Plane;
+use crate::control::storage::{Reach, StorageSettings};
 use crate::exit::Exit;
 use crate::link::Transport;
 use crate::model::Trust;
 use crate::observe::logging;
 use crate::pipeline::UrlPolicy;
 use crate::signals;
+use crate::thread::Cancel;
 
 /// Keep the databases of this host backed up: scheduler, storage and agent in one process.
 ///
@@ -123,7 +125,14 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
             return Exit::Internal;
         }
     };
-    let mut embedded = match Embedded::start(settings.clone()) {
+    let reach = match Cancel::new() {
+        Ok(cancel) => Reach { proxy: host.proxy.clone(), policy: host.policy.clone(), cancel },
+        Err(error) => {
+            complain(error);
+            return Exit::Internal;
+        }
+    };
+    let mut embedded = match Embedded::start(settings.clone(), &reach) {
         Ok(embedded) => embedded,
         Err(error) => {
             complain(&error);
@@ -139,7 +148,7 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     }
     // Nobody sets it but this line.
     let _ = plane.set(embedded.plane().clone());
-    let exit = match Agent::start(options(&embedded, host), stop) {
+    let exit = match Agent::start(options(&embedded, &settings.storage, host), stop) {
         Ok(agent) => {
             agent.run();
             Exit::Ok
@@ -154,15 +163,19 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     exit
 }
 
-fn options(embedded: &Embedded, host: HostConfig) -> AgentOptions {
+fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> AgentOptions {
     let plane = embedded.plane().clone();
+    let (uploads, ca_file) = match storage {
+        StorageSettings::Directory(_) => (UrlPolicy::Loopback(embedded.addr()), None),
+        StorageSettings::S3(bucket) => (bucket.policy(), bucket.ca_file.clone()),
+    };
     AgentOptions {
         transport: Transport::Loopback(embedded.addr()),
         agent_key: embedded.agent_key().clone(),
         previous_key: None,
         state_dir: host.state_dir,
-        uploads: UrlPolicy::Loopback(embedded.addr()),
-        tls: TlsSettings::default(),
+        uploads,
+        tls: TlsSettings { ca_file, ..TlsSettings::default() },
         proxy: host.proxy,
         policy: host.policy,
         limits: host.limits,
@@ -273,7 +286,7 @@ fn at(path: Option<&Path>, problem: &file_of_up::Problem) -> String {
 fn explain(settings: &Settings) {
     let note = Note::of(settings);
     println!("state      {}", settings.state_dir.display());
-    println!("storage    {}", note.storage.display());
+    println!("storage    {}", note.storage);
     println!("master key {}", note.master_key.display());
     for backup in &settings.backups {
         println!("backup     {} ({}), {}", backup.name, backup.target.engine, backup.schedule);

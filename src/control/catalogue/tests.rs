@@ -347,6 +347,12 @@ impl Storage for Meanwhile<'_> {
     fn check(&self) -> Result<(), StorageError> {
         self.world.storage.check()
     }
+    fn trouble(&self) -> Option<String> {
+        self.world.storage.trouble()
+    }
+    fn hashes_uploads(&self) -> bool {
+        self.world.storage.hashes_uploads()
+    }
     fn presign_put(
         &self,
         key: &ObjectKey,

@@ -1,5 +1,7 @@
 //! By claim: what a good file means, and that every mistake is found with its line, all at once.
 
+use std::path::Path;
+
 use super::*;
 use crate::model::{Engine, Way};
 
@@ -38,7 +40,7 @@ keep = { last = 3 }
 #[test]
 fn a_good_file() {
     let settings = parse(GOOD).unwrap();
-    assert_eq!(settings.storage_dir(), Path::new("/var/backups/db"));
+    assert_eq!(settings.storage.directory(), Some(Path::new("/var/backups/db")));
     assert_eq!(settings.master_key, Path::new("/etc/backupy/master.key"));
     assert_eq!((settings.max_parallel, settings.backups.len()), (2, 2));
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);

@@ -26,7 +26,9 @@ use crate::control::keys::{Fresh, KeyError, MasterKey};
 use crate::control::manifest::Trigger;
 use crate::control::schedule::{Mark, Start};
 use crate::control::storage::sign::Signer;
-use crate::control::storage::{Directory, ObjectKey, Storage as _, StorageError, Stored};
+use crate::control::storage::{
+    AnyStorage, ObjectKey, Reach, S3, Storage as _, StorageSettings, Stored,
+};
 use crate::control::view::RunView;
 use crate::model::UploadCreds;
 use crate::secret::{Secret, SecretBytes};
@@ -47,6 +49,7 @@ const ARTIFACT_MAX: u64 = 1 << 44;
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 const TIDY_EVERY_MS: u64 = 6 * 3_600_000;
 const TIDY_AGAIN_MS: u64 = 10 * 60_000;
+const STORAGE_AGAIN_MS: u64 = 60_000;
 
 /// What became of a reported artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +75,7 @@ pub struct Order {
 #[derive(Debug)]
 pub struct Books {
     catalogue: Catalogue,
-    storage: Directory,
+    storage: AnyStorage,
     master: Mutex<MasterKey>,
     begin: Mutex<()>,
     clock: Mutex<Clock>,
@@ -84,6 +87,7 @@ struct Clock {
     seen: LastSeen,
     looked: Option<Instant>,
     tidy_at_ms: u64,
+    storage_at_ms: u64,
 }
 
 impl Books {
@@ -91,17 +95,29 @@ impl Books {
     ///
     /// # Errors
     /// See [`BooksError`].
-    pub fn open(settings: &Settings, agent_key: &Secret) -> Result<Self, BooksError> {
+    pub fn open(
+        settings: &Settings,
+        agent_key: &Secret,
+        reach: &Reach,
+    ) -> Result<Self, BooksError> {
         let catalogue = open_catalogue(&settings.state_dir, agent_key)?;
         let storage = match catalogue.storage_id()? {
-            Some(id) => Directory::open(settings.storage_dir(), Some(&id))?,
+            Some(id) => settings.storage.open_known(reach, &id)?,
             None => {
-                let storage = Directory::open_or_init(settings.storage_dir())?;
+                let storage = settings.storage.open_or_init(reach)?;
                 catalogue.set_storage_id(storage.id())?;
                 storage
             }
         };
-        let storage = storage.signed_with(Signer::from_secret(agent_key));
+        let storage = match storage {
+            AnyStorage::Directory(directory) => {
+                AnyStorage::Directory(directory.signed_with(Signer::from_secret(agent_key)))
+            }
+            AnyStorage::S3(s3) => {
+                probe(&s3)?;
+                AnyStorage::S3(s3)
+            }
+        };
         let fresh = || {
             let unclear = |error: &dyn fmt::Display| KeyError::Unclear(error.to_string());
             Ok(Fresh {
@@ -109,7 +125,7 @@ impl Books {
                 catalogue_empty: catalogue.is_empty().map_err(|error| unclear(&error))?,
             })
         };
-        let place = (&settings.master_key, Some(settings.storage_dir()));
+        let place = (&settings.master_key, settings.storage.directory());
         let (master, new) = MasterKey::load_or_create(place.0, place.1, fresh, unix_ms())?;
         if new {
             log::warn!(
@@ -119,9 +135,11 @@ impl Books {
                 place.0.display()
             );
         }
-        let swept = storage.sweep()?;
-        if swept > 0 {
-            log::info!("removed {swept} unfinished uploads of an earlier process");
+        if let Some(directory) = storage.directory() {
+            let swept = directory.sweep()?;
+            if swept > 0 {
+                log::info!("removed {swept} unfinished uploads of an earlier process");
+            }
         }
         let books = Self::new(catalogue, storage, master);
         books.adopt(&settings.master_key)?;
@@ -129,21 +147,29 @@ impl Books {
         Ok(books)
     }
 
-    /// Opens what is there for a command beside an `up` that is not running; makes nothing.
+    /// Opens what is there for a command beside an `up` that is not running; makes nothing. A bucket is not asked
+    /// before it is needed.
     ///
     /// # Errors
     /// See [`BooksError`]; a running `up` holds the store.
     pub fn open_offline(
         state_dir: &Path,
-        storage: &Path,
+        storage: &StorageSettings,
         master_key: &Path,
+        reach: &Reach,
     ) -> Result<Self, BooksError> {
         let agent_key =
             existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
         let catalogue = open_catalogue(state_dir, &agent_key)?;
-        let directory = Directory::open(storage, catalogue.storage_id()?.as_deref())?;
-        let master = MasterKey::load(master_key, Some(storage))?;
-        Ok(Self::new(catalogue, directory, master))
+        let id = catalogue.storage_id()?;
+        let opened = match (storage, &id) {
+            (StorageSettings::S3(bucket), Some(id)) => {
+                AnyStorage::S3(S3::known(bucket, reach, id)?)
+            }
+            _ => storage.open(reach, id.as_deref())?,
+        };
+        let master = MasterKey::load(master_key, storage.directory())?;
+        Ok(Self::new(catalogue, opened, master))
     }
 
     /// As [`Self::open_offline`], but on a new machine it makes the state that is missing, as `up` would; for a
@@ -153,23 +179,21 @@ impl Books {
     /// See [`BooksError`].
     pub fn open_to_rebuild(
         state_dir: &Path,
-        storage: &Path,
+        storage: &StorageSettings,
         master_key: &Path,
+        reach: &Reach,
     ) -> Result<Self, BooksError> {
-        let master = MasterKey::load(master_key, Some(storage))?;
-        let directory = Directory::open(storage, None)?;
+        let master = MasterKey::load(master_key, storage.directory())?;
+        let opened = storage.open(reach, None)?;
         let agent_key = private_dir(state_dir)
             .and_then(|()| agent_key(state_dir))
             .map_err(|error| BooksError::AgentKey(error.to_string()))?;
         let catalogue = open_catalogue(state_dir, &agent_key)?;
         match catalogue.storage_id()? {
-            Some(known) if known != directory.id() => {
-                return Err(StorageError::Another { root: storage.to_owned() }.into());
-            }
-            Some(_) => {}
-            None => catalogue.set_storage_id(directory.id())?,
+            Some(known) => opened.is_known_as(&known)?,
+            None => catalogue.set_storage_id(opened.id())?,
         }
-        Ok(Self::new(catalogue, directory, master))
+        Ok(Self::new(catalogue, opened, master))
     }
 
     /// As [`Self::open_offline`], over a storage and a key that are open already.
@@ -178,7 +202,7 @@ impl Books {
     /// See [`BooksError`].
     pub fn open_beside(
         state_dir: &Path,
-        storage: &Directory,
+        storage: &AnyStorage,
         master: &MasterKey,
     ) -> Result<Self, BooksError> {
         let agent_key =
@@ -187,8 +211,9 @@ impl Books {
         Ok(Self::new(catalogue, storage.clone(), master.clone()))
     }
 
-    fn new(catalogue: Catalogue, storage: Directory, master: MasterKey) -> Self {
-        let clock = Clock { seen: LastSeen::default(), looked: None, tidy_at_ms: 0 };
+    fn new(catalogue: Catalogue, storage: AnyStorage, master: MasterKey) -> Self {
+        let clock =
+            Clock { seen: LastSeen::default(), looked: None, tidy_at_ms: 0, storage_at_ms: 0 };
         Self {
             catalogue,
             storage,
@@ -242,7 +267,7 @@ impl Books {
     }
 
     /// The storage.
-    pub fn storage(&self) -> &Directory {
+    pub fn storage(&self) -> &AnyStorage {
         &self.storage
     }
 
@@ -423,6 +448,29 @@ impl Books {
         clock.tidy_at_ms
     }
 
+    /// Looks for a storage that was out of reach; returns when that will be again.
+    pub(super) fn look_for_storage(&self, now_ms: u64) -> u64 {
+        let Some(s3) = self.storage.s3().filter(|s3| s3.is_away()) else { return u64::MAX };
+        {
+            let mut clock = lock(&self.clock);
+            if now_ms < clock.storage_at_ms && clock.storage_at_ms <= now_ms + STORAGE_AGAIN_MS {
+                return clock.storage_at_ms;
+            }
+            clock.storage_at_ms = now_ms + STORAGE_AGAIN_MS;
+        }
+        match s3.probe() {
+            Ok(()) => {
+                log::info!("the storage is there again");
+                self.tidy_soon();
+                u64::MAX
+            }
+            Err(error) => {
+                log::error!("{error}; the next look is in a minute");
+                now_ms + STORAGE_AGAIN_MS
+            }
+        }
+    }
+
     fn tidy_soon(&self) {
         lock(&self.clock).tidy_at_ms = 0;
     }
@@ -498,6 +546,17 @@ impl Books {
         let mut master = lock(&self.master);
         *master = master.rotate(path, now_ms)?;
         Ok(master.id().to_owned())
+    }
+}
+
+/// Finds out at the start what would be missed some night. A bucket that is only out of reach is waited for.
+fn probe(s3: &S3) -> Result<(), BooksError> {
+    match s3.probe() {
+        Err(error) if error.is_away() => {
+            log::error!("{error}; backups wait until it is back");
+            Ok(())
+        }
+        other => Ok(other?),
     }
 }
 

@@ -13,6 +13,7 @@
 //! - No error and no log line has the URL's query string.
 
 mod body;
+mod call;
 mod error;
 mod judge;
 mod line;
@@ -31,6 +32,7 @@ use ureq::http::Response;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
+pub use call::{Answer, Ask, Caller, Download, Head};
 pub use error::{Fault, UploadError};
 
 use super::spool::Sealed;
@@ -176,17 +178,7 @@ impl Uploader {
     }
 
     fn tls_config(&self, destination: &Destination) -> Result<Option<Arc<ClientConfig>>, Fault> {
-        if !destination.tls {
-            return Ok(None);
-        }
-        let roots = net::root_store(self.tls.ca_file.as_deref()).map_err(Fault::Net)?;
-        let mut config = ClientConfig::builder_with_provider(net::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Fault::Tls { error: error.to_string(), permanent: true })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Some(Arc::new(config)))
+        if destination.tls { client_config(&self.tls).map(Some) } else { Ok(None) }
     }
 
     fn one_try(
@@ -221,6 +213,17 @@ impl Uploader {
             })),
         }
     }
+}
+
+fn client_config(tls: &TlsSettings) -> Result<Arc<ClientConfig>, Fault> {
+    let roots = net::root_store(tls.ca_file.as_deref()).map_err(Fault::Net)?;
+    let mut config = ClientConfig::builder_with_provider(net::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Fault::Tls { error: error.to_string(), permanent: true })?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// An agent for one exchange: nothing of its own that would wait, follow, reuse, or read the environment.
