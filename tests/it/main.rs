@@ -15,5 +15,10 @@ mod sqlite;
 mod sqlite_faults;
 mod sqlite_users;
 mod sqlite_writers;
+#[cfg(feature = "control")]
+mod storage;
 #[path = "../support/postgres.rs"]
 mod support_postgres;
+#[cfg(feature = "control")]
+#[path = "../support/s3.rs"]
+mod support_s3;
