@@ -24,6 +24,7 @@ use crate::host::metrics::Sampler;
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::observe::dump::dump;
 use crate::observe::socket::{Handler, Reply, StatusSocket};
+use crate::observe::tap::Line;
 use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
 use crate::pipeline::{self, Uploader, UrlPolicy};
 use crate::runs::worker::Workshop;
@@ -68,6 +69,8 @@ pub struct AgentOptions {
     pub stop_grace: Duration,
     /// Level when the configuration names none.
     pub log_level: log::LevelFilter,
+    /// Warnings and errors of this process for the control plane; one in the same process needs none.
+    pub log_lines: Receiver<Line>,
     /// Requests on the status socket that are not the agent's own; `up` adds some. Gets the agent's own
     /// status, so that it can be part of the answer.
     pub extra: Option<ExtraHandler>,
@@ -136,7 +139,8 @@ impl Agent {
             Outbox::open(store.clone(), OutboxLimits::default()).map_err(AgentError::Outbox)?;
         let seq = SeqCounter::open(store.clone(), unix_ms()).map_err(AgentError::Store)?;
         let slots = Slots::new();
-        let uploader = Uploader::new(options.tls.clone(), options.proxy.clone(), options.uploads);
+        let uploader = Uploader::new(options.tls.clone(), options.proxy.clone(), options.uploads)
+            .limited(options.limits.upload_bytes_per_sec);
         let mut capabilities = vec![wire::DURABLE_ACKS.to_owned()];
         capabilities.extend(drivers::capabilities(&options.policy).into_iter().map(str::to_owned));
         let workshop = Workshop {
@@ -157,6 +161,7 @@ impl Agent {
             stop,
             stop_grace: options.stop_grace,
             log_level: options.log_level,
+            log_lines: options.log_lines,
         })
         .map_err(AgentError::Dispatch)?;
         let status = LinkStatus::new();

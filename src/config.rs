@@ -14,10 +14,16 @@ use crate::calendar::duration;
 use crate::model::Trust;
 use crate::secret::Secret;
 
-pub use parse::parse_size;
+pub use parse::{parse_rate, parse_size};
 
 /// Where state lives unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
+
+/// Lowest limit of an upload, in bytes per second: below it a single request would outlive every server's patience.
+pub const MIN_RATE: u64 = 16 << 10;
+
+/// More threads than this only cost memory: 8 MiB each.
+const MAX_COMPRESS_THREADS: u32 = 16;
 
 /// Everything `backupy run` was told, checked.
 #[derive(Debug, Clone)]
@@ -94,6 +100,12 @@ pub struct PipelineLimits {
     pub min_free_percent: u8,
     /// A dump tool that is silent for so long is stuck (`BACKUPY_STUCK_TIMEOUT`, default 10 min).
     pub stuck_timeout: Duration,
+    /// Priority of dump, compression and upload, 0 (as everybody) to 19 (`BACKUPY_NICE`, default 10).
+    pub nice: u8,
+    /// Threads that compress one run's dump (`BACKUPY_COMPRESS_THREADS`, default 2), never more than cores.
+    pub compress_threads: u32,
+    /// Bytes per second for all uploads together (`BACKUPY_UPLOAD_LIMIT`, default 0 = as fast as it goes).
+    pub upload_bytes_per_sec: u64,
 }
 
 impl Default for PipelineLimits {
@@ -103,8 +115,17 @@ impl Default for PipelineLimits {
             min_free_bytes: 256 << 20,
             min_free_percent: 5,
             stuck_timeout: Duration::from_secs(600),
+            nice: 10,
+            compress_threads: cores().min(2),
+            upload_bytes_per_sec: 0,
         }
     }
+}
+
+/// Cores that this process may use.
+fn cores() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cores).unwrap_or(u32::MAX)
 }
 
 /// Flags that override the environment; secrets have none.
@@ -272,10 +293,17 @@ impl HostConfig {
             limits: PipelineLimits {
                 memory_bytes: reader.memory_bytes(defaults.memory_bytes),
                 min_free_bytes: reader.size("BACKUPY_MIN_FREE").unwrap_or(defaults.min_free_bytes),
-                min_free_percent: reader.percent(defaults.min_free_percent),
+                min_free_percent: reader
+                    .number("BACKUPY_MIN_FREE_PERCENT", 0..=99)
+                    .unwrap_or(defaults.min_free_percent),
                 stuck_timeout: reader
                     .duration("BACKUPY_STUCK_TIMEOUT")
                     .unwrap_or(defaults.stuck_timeout),
+                nice: reader.number("BACKUPY_NICE", 0..=19).unwrap_or(defaults.nice),
+                compress_threads: reader
+                    .number("BACKUPY_COMPRESS_THREADS", 1..=MAX_COMPRESS_THREADS)
+                    .map_or(defaults.compress_threads, |threads| threads.min(cores())),
+                upload_bytes_per_sec: reader.rate("BACKUPY_UPLOAD_LIMIT"),
             },
             stop_grace: reader.duration("BACKUPY_STOP_GRACE").unwrap_or(Duration::from_secs(8)),
         }
@@ -445,17 +473,30 @@ impl Reader<'_> {
         usize::try_from(size).unwrap_or(default)
     }
 
-    fn percent(&mut self, default: u8) -> u8 {
-        let Some(text) = self.get("BACKUPY_MIN_FREE_PERCENT") else { return default };
-        match text.parse() {
-            Ok(percent @ 0..=99) => percent,
-            _ => {
-                self.problem(format!(
-                    "BACKUPY_MIN_FREE_PERCENT must be a number from 0 to 99, not {text:?}"
-                ));
-                default
-            }
+    /// A whole number in a range.
+    fn number<T>(&mut self, name: &str, range: std::ops::RangeInclusive<T>) -> Option<T>
+    where
+        T: std::str::FromStr + PartialOrd + fmt::Display,
+    {
+        let text = self.get(name)?;
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        if number.is_none() {
+            let (least, most) = (range.start(), range.end());
+            self.problem(format!("{name} must be a number from {least} to {most}, not {text:?}"));
         }
+        number
+    }
+
+    /// Bytes per second; 0 if it is not set.
+    fn rate(&mut self, name: &str) -> u64 {
+        let Some(text) = self.get(name) else { return 0 };
+        parse_rate(&text).unwrap_or_else(|| {
+            self.problem(format!(
+                "{name} must be a rate such as 2MiB/s, at least {} KiB/s, or 0 for none, not {text:?}",
+                MIN_RATE >> 10
+            ));
+            0
+        })
     }
 
     fn duration(&mut self, name: &str) -> Option<Duration> {
@@ -530,6 +571,10 @@ mod tests {
             ("BACKUPY_LOG_LEVEL", "loud"),
             ("BACKUPY_SERVER_PIN", "nope"),
             ("BACKUPY_MIN_FREE", "lots"),
+            ("BACKUPY_MIN_FREE_PERCENT", "100"),
+            ("BACKUPY_NICE", "20"),
+            ("BACKUPY_COMPRESS_THREADS", "0"),
+            ("BACKUPY_UPLOAD_LIMIT", "10KiB/s"),
             ("BACKUPY_DEV_ALLOW_INSECURE", "maybe"),
             ("HTTPS_PROXY", "socks5://user:hunter2@proxy"),
         ])
@@ -542,12 +587,33 @@ mod tests {
             "BACKUPY_LOG_LEVEL",
             "BACKUPY_SERVER_PIN",
             "BACKUPY_MIN_FREE",
+            "BACKUPY_MIN_FREE_PERCENT",
+            "BACKUPY_NICE",
+            "BACKUPY_COMPRESS_THREADS",
+            "BACKUPY_UPLOAD_LIMIT",
             "BACKUPY_DEV_ALLOW_INSECURE",
             "HTTPS_PROXY",
         ] {
             assert!(text.contains(name), "{name} missing in:\n{text}");
         }
         assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn kindness_is_the_default_and_can_be_set() {
+        let base = [("BACKUPY_SERVER_URL", "https://h"), ("BACKUPY_AGENT_KEY", KEY)];
+        let limits = load(&base).unwrap().limits;
+        assert_eq!((limits.nice, limits.upload_bytes_per_sec), (10, 0));
+        assert!((1..=2).contains(&limits.compress_threads));
+        let mut with = base.to_vec();
+        with.extend([
+            ("BACKUPY_NICE", "0"),
+            ("BACKUPY_COMPRESS_THREADS", "16"),
+            ("BACKUPY_UPLOAD_LIMIT", "2MiB/s"),
+        ]);
+        let limits = load(&with).unwrap().limits;
+        assert_eq!((limits.nice, limits.upload_bytes_per_sec), (0, 2 << 20));
+        assert_eq!(limits.compress_threads, cores().min(16), "never more than cores");
     }
 
     #[test]

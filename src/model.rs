@@ -126,6 +126,8 @@ pub struct Job {
     pub retry: RetryPolicy,
     /// Bounds a run from its first attempt; 0 = unbounded.
     pub timeout_sec: u32,
+    /// Bytes per second that an upload may take; 0 = as fast as it goes.
+    pub upload_bytes_per_sec: u64,
 }
 
 /// The protocol of a health check.

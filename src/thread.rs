@@ -44,6 +44,18 @@ pub fn spawn_vital<T: Send + 'static>(
     })
 }
 
+/// Gives this thread, the threads it spawns and the programs it starts a lower priority: `nice` from 0 to 19, never
+/// a higher one than it has. The kernel derives the priority of disk access from it (schedulers such as BFQ obey).
+///
+/// # Errors
+/// When the system refuses; the priority is as before.
+pub fn be_nice(nice: u8) -> io::Result<()> {
+    // Of the calling thread alone: on Linux priorities belong to threads, and new ones inherit them.
+    let now = rustix::process::getpriority_process(None)?;
+    let nice = i32::from(nice.min(19));
+    if nice > now { Ok(rustix::process::setpriority_process(None, nice)?) } else { Ok(()) }
+}
+
 /// Stack of a thread: no recursion here goes deep, and zstd and SQLite keep their tables on the heap.
 pub const STACK: usize = 512 * 1024;
 
@@ -141,5 +153,21 @@ mod tests {
         assert!(!cancel.cancel(Why::Requested));
         assert_eq!(cancel.why(), Some(Why::Timeout));
         assert!(!waiter.join().unwrap(), "the wait was cut short");
+    }
+
+    #[test]
+    fn nice_is_of_the_thread_and_what_it_starts_and_never_goes_back() {
+        let before = rustix::process::getpriority_process(None).unwrap();
+        let nice = spawn("nice", move || {
+            be_nice(19).unwrap();
+            be_nice(0).unwrap();
+            let own = rustix::process::getpriority_process(None).unwrap();
+            let threads =
+                std::thread::spawn(|| rustix::process::getpriority_process(None).unwrap());
+            let programs = std::process::Command::new("nice").output().unwrap().stdout;
+            (own, threads.join().unwrap(), String::from_utf8(programs).unwrap())
+        });
+        assert_eq!(nice.unwrap().join().unwrap(), (19, 19, "19\n".to_owned()));
+        assert_eq!(rustix::process::getpriority_process(None).unwrap(), before);
     }
 }

@@ -1,6 +1,7 @@
 //! `backupy run`: the agent for a control plane elsewhere.
 
 use argh::FromArgs;
+use crossbeam_channel::Receiver;
 
 use crate::agent::{Agent, AgentError, AgentOptions};
 use crate::config::{Checks, Config, Flags, process_env};
@@ -9,6 +10,7 @@ use crate::exit::Exit;
 use crate::link::{ServerUrl, Transport};
 use crate::net::root_store;
 use crate::observe::logging;
+use crate::observe::tap::{Line, tap};
 use crate::pipeline::UrlPolicy;
 use crate::signals;
 use crate::store::StoreError;
@@ -79,7 +81,8 @@ pub fn run(args: RunArgs) -> Exit {
             return Exit::Usage;
         }
     };
-    logging::init(config.log_level);
+    let (tap, log_lines) = tap();
+    logging::init(config.log_level, Some(tap));
     let stop = match signals::listen(None) {
         Ok(stop) => stop,
         Err(error) => {
@@ -87,7 +90,7 @@ pub fn run(args: RunArgs) -> Exit {
             return Exit::Internal;
         }
     };
-    match Agent::start(options(config, url), stop) {
+    match Agent::start(options(config, url, log_lines), stop) {
         Ok(agent) => {
             agent.run();
             log::info!("stopped");
@@ -100,7 +103,7 @@ pub fn run(args: RunArgs) -> Exit {
     }
 }
 
-fn options(config: Config, url: ServerUrl) -> AgentOptions {
+fn options(config: Config, url: ServerUrl, log_lines: Receiver<Line>) -> AgentOptions {
     AgentOptions {
         transport: Transport::Remote(url),
         agent_key: config.agent_key,
@@ -113,6 +116,7 @@ fn options(config: Config, url: ServerUrl) -> AgentOptions {
         limits: config.limits,
         stop_grace: config.stop_grace,
         log_level: config.log_level,
+        log_lines,
         extra: None,
     }
 }

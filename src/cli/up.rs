@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use argh::FromArgs;
+use crossbeam_channel::never;
 
 use super::complain;
 use super::place::{self, DEFAULT_CONFIG, Note};
@@ -96,7 +97,7 @@ pub fn run(args: &UpArgs) -> Exit {
             return Exit::Usage;
         }
     };
-    logging::init(host.log_level);
+    logging::init(host.log_level, None);
     for warning in &settings.warnings {
         log::warn!("{}", at(path.as_deref(), warning));
     }
@@ -181,6 +182,7 @@ fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> 
         limits: host.limits,
         stop_grace: host.stop_grace,
         log_level: host.log_level,
+        log_lines: never(),
         extra: Some(Arc::new(move |request, status, reply| {
             local::answer(&plane, request, status, reply)
         })),

@@ -42,6 +42,13 @@ pub fn parse_size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
+/// Bytes per second with a unit: `2MiB/s`, `512KiB`; `0` = no limit. At least [`MIN_RATE`](super::MIN_RATE).
+pub fn parse_rate(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let rate = parse_size(text.strip_suffix("/s").unwrap_or(text))?;
+    (rate == 0 || rate >= super::MIN_RATE).then_some(rate)
+}
+
 /// Comma-separated base64 SHA-256 hashes.
 pub(super) fn pins(text: &str) -> Option<Vec<[u8; 32]>> {
     let pins: Option<Vec<[u8; 32]>> = split_list(text, ',')

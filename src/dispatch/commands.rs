@@ -12,6 +12,8 @@ use crate::config::parse_log_level;
 use crate::link;
 use crate::model::AgentConfig;
 use crate::observe::logging;
+use crate::observe::tap::{Line, TOLD};
+use crate::outbox::Message;
 use crate::redact::clean;
 use crate::runs::state::{Outcome, Phase, Run};
 use crate::runs::table::Found;
@@ -318,13 +320,25 @@ impl Dispatch {
     /// Says something in the log here and in the control plane's.
     pub(super) fn tell(&mut self, level: LogLevel, job_id: &str, text: &str) {
         match level {
-            LogLevel::Error => log::error!("{text}"),
-            LogLevel::Warn => log::warn!("{text}"),
-            LogLevel::Info | LogLevel::Debug | LogLevel::Trace => log::info!("{text}"),
+            LogLevel::Error => log::error!(target: TOLD, "{text}"),
+            LogLevel::Warn => log::warn!(target: TOLD, "{text}"),
+            LogLevel::Info | LogLevel::Debug | LogLevel::Trace => {
+                log::info!(target: TOLD, "{text}")
+            }
         }
-        let message = messages::log_event(level, job_id, text);
+        self.queue_log(messages::log_event(level, job_id, text));
+    }
+
+    /// A line of the log, which has been printed.
+    pub(super) fn on_log(&mut self, line: &Line) {
+        let level = if line.level == log::Level::Error { LogLevel::Error } else { LogLevel::Warn };
+        self.queue_log(messages::log_event(level, "", &line.text));
+    }
+
+    fn queue_log(&mut self, message: Message) {
         if let Err(error) = self.commit(Vec::new(), vec![message]) {
-            log::warn!("failed to queue a log event: {error}");
+            // Of no use to anybody elsewhere: it would fail the same way.
+            log::warn!(target: TOLD, "failed to queue a log event: {error}");
         }
     }
 

@@ -96,6 +96,15 @@ pub(super) fn log_event(level: LogLevel, job_id: &str, text: &str) -> Message {
     }
 }
 
+/// A line about a run for the control plane's log.
+pub(super) fn run_log(level: LogLevel, run: &Run, text: &str) -> Message {
+    let mut message = log_event(level, &run.job_id, text);
+    if let AgentMessage::Log(event) = &mut message.message {
+        event.fields = vec![("run_id".to_owned(), run.run_id.clone())];
+    }
+    message
+}
+
 /// Where an open run stands, for a slot.
 pub(super) fn standing(run: &Run) -> JobUpdate {
     JobUpdate {

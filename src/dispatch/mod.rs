@@ -30,6 +30,7 @@ use crate::calendar::window::Window;
 use crate::clock::unix_ms;
 use crate::link::{self, Slots};
 use crate::model::AgentConfig;
+use crate::observe::tap::Line;
 use crate::outbox::{Message, Outbox, OutboxError};
 use crate::runs::state::Run;
 use crate::runs::table::{Table, TableError};
@@ -60,6 +61,8 @@ pub enum Event {
     Link(link::Event),
     /// An attempt ended.
     Report(Report),
+    /// The log has something for the control plane.
+    Log(Line),
     /// Somebody asks how things stand.
     Query(Sender<Value>),
     /// The process shall stop.
@@ -135,6 +138,8 @@ pub struct Parts {
     pub stop_grace: Duration,
     /// Level to go back to when the configuration names none.
     pub log_level: log::LevelFilter,
+    /// Warnings and errors to tell the control plane.
+    pub log_lines: Receiver<Line>,
 }
 
 /// What other threads may see without asking: the heartbeat needs it.
@@ -191,6 +196,7 @@ pub struct Dispatch {
     next_name: u64,
 
     link_events: Receiver<link::Event>,
+    log_lines: Receiver<Line>,
     reports: (Sender<Report>, Receiver<Report>),
     queries: Receiver<Sender<Value>>,
     _here: Sender<Never>,
@@ -273,6 +279,7 @@ impl Dispatch {
             admit_at: None,
             next_name: 1,
             link_events: parts.link_events,
+            log_lines: parts.log_lines,
             reports: bounded(MAX_PARALLEL * 2),
             queries,
             _here: here,
@@ -307,6 +314,7 @@ impl Dispatch {
             recv(self.reports.1) -> report => report.map_or(Event::Timer, Event::Report),
             recv(self.link_events) -> event => event.map_or(Event::Timer, Event::Link),
             recv(self.queries) -> query => query.map_or(Event::Timer, Event::Query),
+            recv(self.log_lines) -> line => line.map_or(Event::Timer, Event::Log),
             recv(stop) -> _ => Event::Stop,
             recv(timer) -> _ => Event::Timer,
         }
@@ -316,6 +324,7 @@ impl Dispatch {
         match event {
             Event::Link(event) => self.on_link(event),
             Event::Report(report) => self.on_report(report),
+            Event::Log(line) => self.on_log(&line),
             Event::Query(answer) => {
                 // A caller that no longer waits is not an error.
                 let _ = answer.try_send(self.snapshot());

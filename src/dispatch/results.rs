@@ -7,6 +7,7 @@ use super::retry::next_attempt;
 use super::{Dispatch, DispatchError, STORE_RETRY};
 use crate::clock::unix_ms;
 use crate::model::RetryPolicy;
+use crate::observe::tap::TOLD;
 use crate::runs::state::{Outcome, Run};
 use crate::runs::worker::{AttemptOutcome, Report};
 use crate::thread::Why;
@@ -115,23 +116,25 @@ impl Dispatch {
         outcome: Outcome,
         warnings: &[String],
     ) -> Result<(), DispatchError> {
-        let (run_id, job_id) = (run.run_id.clone(), run.job_id.clone());
+        let run_id = run.run_id.clone();
         let run = run.end(outcome, unix_ms());
-        let mut messages: Vec<_> = warnings
-            .iter()
-            .map(|text| messages::log_event(LogLevel::Warn, &job_id, text))
-            .collect();
+        let line = end_line(&run);
+        let mut messages: Vec<_> =
+            warnings.iter().map(|text| messages::run_log(LogLevel::Warn, &run, text)).collect();
+        messages.push(match &line {
+            Ok(line) => messages::run_log(LogLevel::Info, &run, line),
+            Err(line) => messages::run_log(LogLevel::Error, &run, line),
+        });
         messages.extend(messages::result(&run));
         // Progress must not be sent behind the result.
         self.slots.clear_progress(&run_id);
-        let line = end_line(&run);
         self.commit(vec![run], messages)?;
         for warning in warnings {
-            log::warn!("run {run_id}: {warning}");
+            log::warn!(target: TOLD, "run {run_id}: {warning}");
         }
         match line {
-            Ok(line) => log::info!("{line}"),
-            Err(line) => log::error!("{line}"),
+            Ok(line) => log::info!(target: TOLD, "{line}"),
+            Err(line) => log::error!(target: TOLD, "{line}"),
         }
         self.forget(&run_id);
         self.highwater_or_log();

@@ -9,9 +9,11 @@ use super::results::{Decision, Verdict};
 use super::{Dispatch, DispatchError, MAX_PARALLEL, Running, STORE_RETRY};
 use crate::clock::{Deadline, unix_ms};
 use crate::model::{Job, Target};
+use crate::observe::tap::TOLD;
 use crate::runs::state::{Outcome, Phase, Run};
 use crate::runs::worker::{self, Attempt, CredsCell};
 use crate::thread::{Cancel, Why};
+use crate::wire::LogLevel;
 
 impl Dispatch {
     /// Starts what may start, ends what never can, and remembers when to look again.
@@ -91,10 +93,12 @@ impl Dispatch {
         let left = run.timeout_left_ms(timeout_ms, now_ms).map(Duration::from_millis);
         let run = run.started(now_ms);
         // Running is durable before anything is done, so that a crash finds it.
-        if let Err(error) = self.commit(vec![run.clone()], Vec::new()) {
+        let line = format!("run {run_id} of job {} starts, attempt {}", run.job_id, run.attempts);
+        let message = messages::run_log(LogLevel::Info, &run, &line);
+        if let Err(error) = self.commit(vec![run.clone()], vec![message]) {
             return self.look_again_later(run_id, &error);
         }
-        log::info!("run {run_id} of job {} starts, attempt {}", run.job_id, run.attempts);
+        log::info!(target: TOLD, "{line}");
         if let Err(error) = self.spawn(run.clone(), found, left) {
             log::error!("failed to start a thread for run {run_id}: {error}");
             let outcome = worker::AttemptOutcome::Failed {

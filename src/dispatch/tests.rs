@@ -16,7 +16,9 @@ use crate::runs::state::{EndKind, MAX_RESTARTS, Outcome, Run};
 use crate::runs::table::{Found, Table};
 use crate::secret::{Secret, SecretBytes};
 use crate::store::highwater::{Highwater, OpenRun};
-use crate::wire::{AgentMessage, JobStatus, JobUpdate, RegisterAck, RunBackup, ServerMessage};
+use crate::wire::{
+    AgentMessage, JobStatus, JobUpdate, LogLevel, RegisterAck, RunBackup, ServerMessage,
+};
 
 #[test]
 fn a_run_is_durable_then_acknowledged_then_ends_by_one_pair() {
@@ -500,4 +502,39 @@ fn the_first_decision_stays_while_the_store_takes_nothing() {
     rig.wait_for_unsaved(2);
     rig.expect_nothing_queued();
     assert_eq!(rig.uploads_seen(), 1);
+}
+
+#[test]
+fn warnings_of_the_process_reach_the_control_plane() {
+    let mut rig = Rig::start(config(vec![]));
+    rig.log(log::Level::Error, "the disk smells of smoke");
+    assert_eq!(rig.next(), "log the disk smells of smoke");
+    rig.log(log::Level::Warn, "see https://h/o?X-Amz-Signature=5ec7e7516");
+    assert!(!rig.next().contains("5ec7e7516"));
+}
+
+#[test]
+fn the_control_plane_is_told_of_start_and_end_of_a_run() {
+    let mut rig = Rig::start(config(vec![job("j")]));
+    rig.run("r1", "j");
+    rig.upload().answer(200);
+    assert_eq!(rig.next(), "ack r1");
+    rig.expect_success("r1");
+    rig.run("r2", "j");
+    rig.upload().answer(403);
+    rig.find(|line| line.starts_with("r2 Failed"));
+    let said: Vec<_> =
+        rig.said.iter().map(|e| (e.level, e.fields[0].1.as_str(), &e.message)).collect();
+    assert_eq!(said.len(), 4, "{said:?}");
+    for ((level, run_id, text), (wanted, of, word)) in said.into_iter().zip([
+        (LogLevel::Info, "r1", "attempt 1"),
+        (LogLevel::Info, "r1", "completed"),
+        (LogLevel::Info, "r2", "attempt 1"),
+        (LogLevel::Error, "r2", "failed"),
+    ]) {
+        assert!(
+            level == wanted && run_id == of && text.contains(word),
+            "{level:?} {run_id} {text}"
+        );
+    }
 }

@@ -6,10 +6,12 @@ use std::panic;
 
 use log::LevelFilter;
 
+use super::tap::Tap;
 use crate::redact::clean;
 
-/// Starts logging to stderr at `level`. Call it once; a second call changes only the level.
-pub fn init(level: LevelFilter) {
+/// Starts logging to stderr at `level`, and offers every record to the tap. Call it once; a second call changes only
+/// the level.
+pub fn init(level: LevelFilter, tap: Option<Tap>) {
     // Under systemd the journal has its own clock.
     let with_time = std::env::var_os("JOURNAL_STREAM").is_none();
     let logger = env_logger::Builder::new()
@@ -26,7 +28,7 @@ pub fn init(level: LevelFilter) {
             writeln!(out, "{line}")
         })
         .build();
-    let logger = Filter(logger);
+    let logger = Filter { logger, tap };
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         panic::set_hook(Box::new(log_panic));
     }
@@ -40,7 +42,10 @@ pub fn set_level(level: LevelFilter) {
 
 /// Libraries speak only from warnings on, whatever level was asked for: at trace level ureq prints
 /// presigned URLs and tungstenite the Authorization header and every message.
-struct Filter(env_logger::Logger);
+struct Filter {
+    logger: env_logger::Logger,
+    tap: Option<Tap>,
+}
 
 impl log::Log for Filter {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -50,12 +55,16 @@ impl log::Log for Filter {
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            self.0.log(record);
+            self.logger.log(record);
+            if let Some(tap) = &self.tap {
+                let text = clean(&record.args().to_string());
+                tap.offer(record.target(), record.level(), &text);
+            }
         }
     }
 
     fn flush(&self) {
-        self.0.flush();
+        self.logger.flush();
     }
 }
 
@@ -77,7 +86,8 @@ mod tests {
 
     #[test]
     fn libraries_are_heard_from_warnings_on() {
-        let filter = Filter(env_logger::Builder::new().filter_level(LevelFilter::Trace).build());
+        let logger = env_logger::Builder::new().filter_level(LevelFilter::Trace).build();
+        let filter = Filter { logger, tap: None };
         let enabled = |target: &str, level| {
             filter.enabled(&log::Metadata::builder().target(target).level(level).build())
         };

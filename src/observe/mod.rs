@@ -3,3 +3,4 @@
 pub mod dump;
 pub mod logging;
 pub mod socket;
+pub mod tap;

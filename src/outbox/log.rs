@@ -150,15 +150,6 @@ impl Outbox {
         state.window.unconfirmed().filter(|(_, entry)| entry.kind == Kind::Terminal).count()
     }
 
-    /// Whether the result of this run is here and nobody has confirmed it yet. A result that was received once and
-    /// waits for another session does not count: who asks for it now should get it now.
-    pub fn contains_result(&self, run_id: &str) -> bool {
-        let state = self.0.state();
-        state.window.unconfirmed().any(|(_, entry)| {
-            entry.kind == Kind::Terminal && entry.run_id.as_deref() == Some(run_id)
-        })
-    }
-
     /// What was given up so far.
     pub fn dropped(&self) -> Dropped {
         self.0.state().dropped

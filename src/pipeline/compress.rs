@@ -1,11 +1,13 @@
 //! The stage that compresses: chunks of the dump in, frames' worth of compressed bytes out.
 //!
 //! zstd at its default level with a window of 2 MiB (a constant few MiB of memory, whatever the
-//! dump), with its own checksum, so that `zstd -t` can check what was decrypted.
+//! dump), with its own checksum, so that `zstd -t` can check what was decrypted. With more than one thread it
+//! compresses jobs of 2 MiB side by side, which costs about 5 MiB for each of them and 1 % of the ratio.
 
 use std::io::{self, Write};
 
 use crossbeam_channel::{Receiver, Sender};
+use zstd::zstd_safe::CParameter;
 
 use super::buffers::{Giver, Piece, Taker};
 use super::stages::StageError;
@@ -15,17 +17,20 @@ use crate::model::Compression;
 const ZSTD_LEVEL: i32 = 3;
 /// 2 MiB, what the level asks for by itself; pinned, because the memory of a run is a promise.
 const ZSTD_WINDOW_LOG: u32 = 21;
+/// Bytes that a thread compresses at a time.
+const ZSTD_JOB_BYTES: u32 = 2 << 20;
 const GZIP_LEVEL: u32 = 6;
 
 /// Compresses until the end. Buffers get `head` bytes in front, for the seal.
 pub(super) fn run(
     compression: Compression,
+    threads: u32,
     chunks: &Receiver<Piece>,
     used: &Giver,
     frames: FrameWriter,
 ) -> Result<(), StageError> {
     let failed = |source| StageError::Compress { compression, source };
-    let mut encoder = Encoder::new(compression, frames).map_err(failed)?;
+    let mut encoder = Encoder::new(compression, threads, frames).map_err(failed)?;
     loop {
         match chunks.recv() {
             Ok(Piece::Data(chunk)) => {
@@ -46,12 +51,16 @@ enum Encoder {
 }
 
 impl Encoder {
-    fn new(compression: Compression, frames: FrameWriter) -> io::Result<Self> {
+    fn new(compression: Compression, threads: u32, frames: FrameWriter) -> io::Result<Self> {
         Ok(match compression {
             Compression::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(frames, ZSTD_LEVEL)?;
                 encoder.window_log(ZSTD_WINDOW_LOG)?;
                 encoder.include_checksum(true)?;
+                if threads > 1 {
+                    encoder.multithread(threads)?;
+                    encoder.set_parameter(CParameter::JobSize(ZSTD_JOB_BYTES))?;
+                }
                 Encoder::Zstd(Box::new(encoder))
             }
             Compression::Gzip => {

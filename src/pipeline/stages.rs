@@ -57,9 +57,9 @@ pub(super) fn run(
         let (chunks_in, chunks_out) = pieces();
         let (frames_in, frames_out) = pieces();
         let frames = FrameWriter::new(frame_taker, frames_in, head);
-        let compression = plan.compression;
+        let (compression, threads) = (plan.compression, plan.limits.compress_threads);
         let compress = spawn(scope, "compress", cancel, move || {
-            compress::run(compression, &chunks_out, &chunk_giver, frames)
+            compress::run(compression, threads, &chunks_out, &chunk_giver, frames)
         })?;
         let (sealing, sealed_out) = match plan.key {
             Some(key) => {

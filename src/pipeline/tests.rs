@@ -125,13 +125,14 @@ const STEPS: [Step; 4] = [Step::Validating, Step::Dumping, Step::Uploading, Step
 
 #[test]
 fn every_combination_restores() {
-    for length in [0, 1, 100_000, (3 << 20) + 17] {
+    for length in [0, 1, 100_000, (9 << 20) + 17] {
         let dump = sample(length);
         for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
             for encrypted in [true, false] {
-                for memory_bytes in [8 << 20, 0] {
+                for (memory_bytes, threads) in [(8 << 20, 1), (0, 2)] {
                     let mut bench = Bench { compression, encrypted, ..Bench::new() };
                     bench.limits.memory_bytes = memory_bytes;
+                    bench.limits.compress_threads = threads;
                     let store = ok_store();
                     let outcome = bench.run(Fake::with(dump.clone()), &store.creds()).unwrap();
                     let artifact = store.finish().remove(0).body;

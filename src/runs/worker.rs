@@ -175,6 +175,11 @@ pub fn start(
     reports: Sender<Report>,
 ) -> io::Result<JoinHandle<()>> {
     thread::spawn(name, move || {
+        if let Err(error) = thread::be_nice(workshop.limits.nice) {
+            log::warn!(
+                "failed to lower the priority of a backup: {error}; it runs at full priority"
+            );
+        }
         let run_id = attempt.run.run_id.clone();
         let result = catch_unwind(AssertUnwindSafe(|| {
             carry_out(&workshop, &attempt, &cancel, &on_progress)
@@ -207,12 +212,13 @@ fn carry_out(
         Err(error) => return permanent(error.to_string()),
     };
     let progress = |progress: Progress| on_progress(&run.run_id, &run.job_id, progress);
+    let uploader = workshop.uploader.clone().limited(attempt.job.upload_bytes_per_sec);
     let result = pipeline::back_up(pipeline::Order {
         driver,
         compression: plan.compression,
         key: plan.key,
         creds: &|| attempt.creds.get(),
-        upload: &workshop.uploader,
+        upload: &uploader,
         policy: &workshop.policy,
         limits: &workshop.limits,
         state_dir: &workshop.state_dir,

@@ -73,17 +73,16 @@ fn whole_batches(bytes: &[u8]) -> Vec<u8> {
 
 /// The file without the zeros at its end: a new journal is 64 MiB of nothing.
 fn read_used(path: &Path) -> io::Result<Vec<u8>> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut file = File::open(path)?;
     let mut bytes = Vec::new();
     let mut zeros = 0usize;
-    let mut chunk = vec![0u8; ZEROS.len()];
+    let mut chunk = vec![0u8; 64 << 10];
     loop {
         let n = file.read(&mut chunk)?;
         if n == 0 {
             break;
         }
-        if chunk[..n] == ZEROS[..n] {
+        if chunk[..n].iter().all(|byte| *byte == 0) {
             zeros += n;
         } else {
             bytes.resize(bytes.len() + zeros, 0);

@@ -315,6 +315,7 @@ fn job_into_proto(job: Job) -> proto::BackupJobSpec {
         encryption_enabled: job.encryption_enabled,
         pre_hooks: job.pre_hooks,
         post_hooks: job.post_hooks,
+        upload_bytes_per_sec: job.upload_bytes_per_sec,
         retry: Some(proto::RetryPolicy {
             max_attempts: job.retry.max_attempts,
             backoff_seconds: job.retry.backoff_sec,
@@ -333,6 +334,7 @@ fn job_from_proto(job: proto::BackupJobSpec) -> Job {
         encryption_enabled: job.encryption_enabled,
         pre_hooks: job.pre_hooks,
         post_hooks: job.post_hooks,
+        upload_bytes_per_sec: job.upload_bytes_per_sec,
         retry: job.retry.map_or_else(RetryPolicy::default, |retry| RetryPolicy {
             max_attempts: retry.max_attempts,
             backoff_sec: retry.backoff_seconds,

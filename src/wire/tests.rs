@@ -79,6 +79,7 @@ fn a_configuration_survives_the_round_trip() {
             id: "j".into(),
             target_id: "t".into(),
             retry: RetryPolicy { max_attempts: 3, backoff_sec: vec![1, 2] },
+            upload_bytes_per_sec: 1 << 40,
             ..Default::default()
         }],
         ..Default::default()

@@ -7,6 +7,7 @@ use super::parse::ELSEWHERE;
 use super::reader::{At, Report, Section};
 use super::{Backup, url};
 use crate::calendar::duration;
+use crate::config::{MIN_RATE, parse_rate};
 use crate::control::keep::Rule;
 use crate::control::schedule::{CronLine, Schedule};
 use crate::model::{Compression, Connection, Engine, RetryPolicy, Target, Way};
@@ -58,6 +59,7 @@ fn backup(section: Section<'_, '_>, name: Option<String>) -> Option<Backup> {
     let compression = compression(&section);
     let timeout = length(&section, "timeout", Duration::from_secs(1)..=EVERY_MAX);
     let retry = retry(&section);
+    let upload_bytes_per_sec = upload_limit(&section);
     section.finish(&ELSEWHERE);
     let (engine, connection) = target?;
     let name = name?;
@@ -69,6 +71,7 @@ fn backup(section: Section<'_, '_>, name: Option<String>) -> Option<Backup> {
         compression,
         timeout: timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
         retry,
+        upload_bytes_per_sec,
     })
 }
 
@@ -268,6 +271,21 @@ fn compression(section: &Section<'_, '_>) -> Compression {
     Compression::parse(&word.value).unwrap_or_else(|| {
         section.report().problem(&word.span, format_args!("`compression` must be {form}"));
         Compression::Zstd
+    })
+}
+
+/// Bytes per second; 0 without a limit.
+fn upload_limit(section: &Section<'_, '_>) -> u64 {
+    let Some(text) = section.string("upload_limit", "a rate such as \"2MiB/s\"") else { return 0 };
+    parse_rate(&text.value).unwrap_or_else(|| {
+        let least = MIN_RATE >> 10;
+        section.report().problem(
+            &text.span,
+            format_args!(
+                "`upload_limit` must be a rate such as \"2MiB/s\", at least {least} KiB/s"
+            ),
+        );
+        0
     })
 }
 

@@ -45,6 +45,7 @@
 //! | | `compression` | `zstd` | `zstd`, `gzip`, `none` |
 //! | | `timeout` | `12h` | of a run with all its attempts |
 //! | | `retry` | 3 attempts, `["30s", "2m"]` | `attempts`, `backoff` |
+//! | | `upload_limit` | – | `2MiB/s`: what its upload may take; at least 16 KiB/s |
 //!
 //! Keys at the top stand before the first `[table]`, as TOML wants it.
 
@@ -95,6 +96,8 @@ pub struct Backup {
     pub timeout: Duration,
     /// How failures that can pass are tried again.
     pub retry: RetryPolicy,
+    /// Bytes per second that its upload may take; 0 = as fast as it goes.
+    pub upload_bytes_per_sec: u64,
 }
 
 /// All that the file (or the flags) say, checked.
@@ -169,6 +172,7 @@ fn job(backup: &Backup) -> Job {
         pre_hooks: Vec::new(),
         post_hooks: Vec::new(),
         retry: backup.retry.clone(),
+        upload_bytes_per_sec: backup.upload_bytes_per_sec,
         timeout_sec: u32::try_from(backup.timeout.as_secs()).unwrap_or(u32::MAX),
     }
 }

@@ -150,6 +150,22 @@ fn several_syntax_errors_are_reported_together_and_invent_no_missing_keys() {
 }
 
 #[test]
+fn an_upload_can_be_limited() {
+    let with = |limit: &str| {
+        format!("{}\nupload_limit = {limit}\n", with_paths("/s", "/b", "/k").trim_end())
+    };
+    let good = parse(&with("\"512KiB/s\"")).unwrap();
+    assert_eq!(good.backups.last().unwrap().upload_bytes_per_sec, 512 << 10);
+    assert_eq!(good.agent_config(1).jobs.last().unwrap().upload_bytes_per_sec, 512 << 10);
+    for bad in ["\"fast\"", "\"1KiB/s\"", "7"] {
+        assert!(
+            problems(&with(bad)).iter().any(|(_, text)| text.contains("upload_limit")),
+            "{bad}"
+        );
+    }
+}
+
+#[test]
 fn an_empty_file_says_what_it_needs() {
     let found = problems("");
     assert!(found.iter().any(|(_, m)| m.contains("`storage`")));

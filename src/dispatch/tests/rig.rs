@@ -17,6 +17,7 @@ use crate::config::{HostPolicy, PipelineLimits};
 use crate::dispatch::{CONFIG_KEY, Dispatch, Parts, Queries};
 use crate::link::{self, Slots};
 use crate::model::{AgentConfig, Connection, Engine, Job, Maintenance, Target, Trust, UploadCreds};
+use crate::observe::tap::Line;
 use crate::outbox::{self, Message, Outbox, OutboxLimits};
 use crate::pipeline::upload::{Timing, Tries};
 use crate::pipeline::{Uploader, UrlPolicy};
@@ -24,7 +25,9 @@ use crate::runs::worker::Workshop;
 use crate::secret::{Secret, SecretBytes};
 use crate::store::{Batch, Space, Store, StoreKeys};
 use crate::thread::{Cancel, Why, spawn};
-use crate::wire::{self, AgentMessage, Header, RegisterAck, RunBackup, ServerMessage};
+use crate::wire::{
+    self, AgentMessage, Header, LogEvent, LogLevel, RegisterAck, RunBackup, ServerMessage,
+};
 
 /// What must be seen nowhere.
 pub(super) const SIGNATURE: &str = "5ec7e7516";
@@ -70,6 +73,8 @@ pub(super) struct Rig {
     life: Option<Life>,
     /// Lines that are received and not yet asked for.
     lines: VecDeque<String>,
+    /// What was told about runs.
+    pub(super) said: Vec<LogEvent>,
     seq: u64,
 }
 
@@ -78,6 +83,7 @@ struct Life {
     outbox: Outbox,
     session: outbox::Session,
     events: Sender<link::Event>,
+    log: Sender<Line>,
     stop: Cancel,
     queries: Queries,
     crash: Arc<AtomicBool>,
@@ -112,6 +118,7 @@ impl Rig {
             store: None,
             life: None,
             lines: VecDeque::new(),
+            said: Vec::new(),
             seq: 0,
         };
         let store = rig.store();
@@ -142,6 +149,7 @@ impl Rig {
         let store = self.store();
         let outbox = Outbox::open(store.clone(), OutboxLimits::default()).unwrap();
         let (events, link_events) = bounded(64);
+        let (log, log_lines) = bounded(64);
         let stop = Cancel::new().unwrap();
         let (mut dispatch, queries, _) = Dispatch::open(Parts {
             store,
@@ -153,6 +161,7 @@ impl Rig {
             stop: stop.clone(),
             stop_grace: self.grace,
             log_level: log::LevelFilter::Info,
+            log_lines,
         })
         .unwrap();
         let crash = Arc::new(AtomicBool::new(false));
@@ -174,7 +183,7 @@ impl Rig {
         });
         let session = outbox.begin_session(true);
         let thread = Some(thread.unwrap());
-        self.life = Some(Life { outbox, session, events, stop, queries, crash, thread });
+        self.life = Some(Life { outbox, session, events, log, stop, queries, crash, thread });
     }
 
     fn workshop(&self) -> Workshop {
@@ -267,7 +276,11 @@ impl Rig {
             life.session.sent(entry.entry_id, self.seq);
             let bytes = wire::stamp(&entry.stored, self.seq, 0, entry.entry_id);
             let (_, message) = wire::decode_agent(&bytes).unwrap();
-            self.lines.push_back(line(message));
+            match message {
+                // What is told about every run would stand between the lines that the tests compare.
+                AgentMessage::Log(event) if tells_of_a_run(&event) => self.said.push(event),
+                message => self.lines.push_back(line(message)),
+            }
             life.session.acked(self.seq);
         }
     }
@@ -331,6 +344,12 @@ impl Rig {
     pub(super) fn expect_nothing_queued(&mut self) {
         self.receive();
         assert_eq!(self.lines.pop_front(), None);
+    }
+
+    /// As if a thread had logged this.
+    pub(super) fn log(&self, level: log::Level, text: &str) {
+        let line = Line { level, text: text.to_owned() };
+        self.life().log.send_timeout(line, LIMIT).unwrap();
     }
 
     pub(super) fn snapshot(&self) -> Value {
@@ -415,6 +434,10 @@ impl Drop for Rig {
             self.crash();
         }
     }
+}
+
+fn tells_of_a_run(event: &LogEvent) -> bool {
+    event.level != LogLevel::Warn && event.fields.iter().any(|(name, _)| name == "run_id")
 }
 
 fn line(message: AgentMessage) -> String {

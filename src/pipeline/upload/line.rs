@@ -19,6 +19,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector as UreqConnector, LazyBuffers, NextTimeout, Transport,
 };
 
+use super::pace::Pace;
 use super::url::bare_host;
 use super::{Fault, Timing};
 use crate::clock::Deadline;
@@ -68,6 +69,7 @@ pub(super) struct Connector {
     pub(super) proxy: ProxySettings,
     pub(super) tls: Option<Arc<ClientConfig>>,
     pub(super) timing: Timing,
+    pub(super) paces: Vec<Arc<Pace>>,
     pub(super) cancel: Cancel,
     pub(super) exchange: Arc<Exchange>,
     /// Whoever sent the URL may name any address.
@@ -107,7 +109,8 @@ impl Connector {
         };
         socket.handshake(deadline)?;
         let buffers = LazyBuffers::new(INPUT_BUFFER, OUTPUT_BUFFER);
-        Ok(Line { socket, buffers, timing: self.timing, answer: None })
+        let paces = self.paces.clone();
+        Ok(Line { socket, buffers, timing: self.timing, paces, answer: None })
     }
 }
 
@@ -162,6 +165,7 @@ pub(super) struct Line {
     socket: Socket,
     buffers: LazyBuffers,
     timing: Timing,
+    paces: Vec<Arc<Pace>>,
     /// Until when the whole answer must be there; set when it is first waited for.
     answer: Option<Deadline>,
 }
@@ -172,6 +176,11 @@ impl Transport for Line {
     }
 
     fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), ureq::Error> {
+        let socket = &mut self.socket;
+        for pace in self.paces.iter().filter(|_| !socket.exchange.answered_early()) {
+            // What a cancel cut short ends with the send.
+            pace.wait(amount, &socket.cancel);
+        }
         let bytes = &self.buffers.output()[..amount];
         self.socket.send(bytes, self.timing).map_err(|fault| self.socket.exchange.fail(fault))
     }

@@ -17,6 +17,7 @@ mod call;
 mod error;
 mod judge;
 mod line;
+mod pace;
 mod pause;
 mod url;
 
@@ -43,6 +44,7 @@ use crate::net;
 use crate::thread::Cancel;
 use body::{Body, BodyEnd};
 use line::{Connector, Exchange};
+use pace::Pace;
 use url::Destination;
 
 /// Which URLs an upload may go to.
@@ -106,12 +108,23 @@ pub struct Uploader {
     proxy: ProxySettings,
     policy: UrlPolicy,
     timing: Timing,
+    /// Limits that all its uploads, and those of its clones, keep together.
+    paces: Vec<Arc<Pace>>,
 }
 
 impl Uploader {
     /// An uploader with the usual timing.
     pub fn new(tls: TlsSettings, proxy: ProxySettings, policy: UrlPolicy) -> Self {
-        Self { tls, proxy, policy, timing: Timing::default() }
+        Self { tls, proxy, policy, timing: Timing::default(), paces: Vec::new() }
+    }
+
+    /// The same with one more limit, in bytes per second; 0 is none. Clones share it.
+    #[must_use]
+    pub fn limited(mut self, bytes_per_sec: u64) -> Self {
+        if bytes_per_sec > 0 {
+            self.paces.push(Arc::new(Pace::new(bytes_per_sec)));
+        }
+        self
     }
 
     /// The same with another timing.
@@ -195,6 +208,7 @@ impl Uploader {
             proxy: if destination.direct { ProxySettings::default() } else { self.proxy.clone() },
             tls,
             timing: self.timing,
+            paces: self.paces.clone(),
             cancel: cancel.clone(),
             exchange: exchange.clone(),
             anywhere: matches!(self.policy, UrlPolicy::Loopback(_)),

@@ -438,3 +438,24 @@ fn a_control_plane_cannot_send_us_to_metadata_services() {
         }
     }
 }
+
+#[test]
+fn a_limited_upload_waits_and_a_cancel_ends_the_wait() {
+    let store = Store::plain(vec![Play::Answer(status("200 OK"))]);
+    let data = sealed(&noise(1 << 20, 4));
+    let cancel = Cancel::new().unwrap();
+    // Without the cancel it would take a year.
+    let slow = uploader(quick()).limited(1);
+    let progress = |progress: Progress| {
+        if progress.bytes > 0 {
+            cancel.cancel(Why::Requested);
+        }
+    };
+    let began = Instant::now();
+    let error = slow.put(&store.creds(), &data, None, &cancel, &progress).unwrap_err();
+    assert!(error.to_string().contains("cancel"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(2));
+    let quick_enough = uploader(quick()).limited(1 << 40).limited(0);
+    let store = Store::plain(vec![Play::Answer(status("200 OK"))]);
+    put_with(&quick_enough, &store, &data).unwrap();
+}
