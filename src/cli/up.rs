@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use argh::FromArgs;
 use crossbeam_channel::never;
@@ -12,7 +13,7 @@ use super::run::exit_for;
 use crate::agent::{Agent, AgentOptions};
 use crate::clock::unix_ms;
 use crate::config::{self, HostConfig, TlsSettings, process_env};
-use crate::control::embedded::Embedded;
+use crate::control::embedded::{Embedded, EmbeddedError};
 use crate::control::file::{self as file_of_up, Flags, Settings};
 use crate::control::local;
 use crate::control::plane::Plane;
@@ -43,7 +44,7 @@ pub struct UpArgs {
     /// its name (default: made from the URL)
     #[argh(option)]
     pub name: Option<String>,
-    /// where its backups go: a directory
+    /// where its backups go: a directory (a bucket is named in a file)
     #[argh(option, arg_name = "DIR")]
     pub to: Option<String>,
     /// how often: 30m, 6h, 1d
@@ -133,8 +134,9 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
             return Exit::Internal;
         }
     };
-    let mut embedded = match Embedded::start(settings.clone(), &reach) {
-        Ok(embedded) => embedded,
+    let mut embedded = match begin(&settings, &reach, &stop) {
+        Ok(Some(embedded)) => embedded,
+        Ok(None) => return Exit::Ok,
         Err(error) => {
             complain(&error);
             // Beside one that runs, nothing is down.
@@ -162,6 +164,31 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     embedded.stop();
     log::info!("stopped");
     exit
+}
+
+/// Starts the control plane; `None` if it was asked to stop first. Of a bucket that was never reached nothing is known,
+/// so that there is nothing to do until it answers.
+fn begin(
+    settings: &Settings,
+    reach: &Reach,
+    stop: &Cancel,
+) -> Result<Option<Embedded>, EmbeddedError> {
+    const AGAIN: Duration = Duration::from_secs(30);
+    let mut told = false;
+    loop {
+        match Embedded::start(settings.clone(), reach) {
+            Err(error) if error.is_away() => {
+                log::error!("{error}; nothing can start before it was reached once");
+                if !std::mem::replace(&mut told, true) {
+                    error.tell(settings);
+                }
+                if !stop.sleep(AGAIN) {
+                    return Ok(None);
+                }
+            }
+            started => return started.map(Some),
+        }
+    }
 }
 
 fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> AgentOptions {

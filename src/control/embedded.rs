@@ -71,6 +71,11 @@ impl EmbeddedError {
         }
     }
 
+    /// Whether the storage just cannot be reached at the moment.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Books(BooksError::Storage(error)) if error.is_away())
+    }
+
     /// Runs `on_failure` for a control plane that does not start, and waits for it.
     pub fn tell(&self, settings: &Settings) {
         let hook = settings.failure_hook();

@@ -188,6 +188,7 @@ impl Caller {
             cancel: self.cancel.clone(),
             exchange: exchange.clone(),
             anywhere: true,
+            paces: Vec::new(),
         };
         let mut request = Request::builder().method(ask.method.clone()).uri(destination.uri);
         for (name, value) in &ask.headers {
