@@ -61,7 +61,7 @@ class S3Host(Host):
     def problems(self):
         """What `status` complains of; nothing while nobody answers."""
         done = self.command("status", "--json", config=False)
-        return json.loads(done.stdout)["problems"] if done.stdout else []
+        return json.loads(done.stdout or "{}").get("problems", [])
 
     def stopped(self):
         """Whether the process has ended."""

@@ -79,7 +79,14 @@ pub struct Caller {
     policy: UrlPolicy,
     timing: Timing,
     cancel: Cancel,
-    roots: Arc<Mutex<Option<(Instant, Arc<ClientConfig>)>>>,
+    roots: Arc<Mutex<Option<Roots>>>,
+}
+
+/// Trust roots, and when they were read.
+#[derive(Debug)]
+struct Roots {
+    config: Arc<ClientConfig>,
+    read: Instant,
 }
 
 impl Caller {
@@ -211,11 +218,11 @@ impl Caller {
 
     fn roots(&self) -> Result<Arc<ClientConfig>, Fault> {
         let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, config)) = roots.as_ref().filter(|(read, _)| read.elapsed() < ROOTS_FOR) {
-            return Ok(config.clone());
+        if let Some(roots) = roots.as_ref().filter(|roots| roots.read.elapsed() < ROOTS_FOR) {
+            return Ok(roots.config.clone());
         }
         let config = client_config(&self.tls)?;
-        *roots = Some((Instant::now(), config.clone()));
+        *roots = Some(Roots { config: config.clone(), read: Instant::now() });
         Ok(config)
     }
 }
