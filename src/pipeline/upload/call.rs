@@ -12,8 +12,9 @@ use rustls::ClientConfig;
 use ureq::http::{HeaderMap, Method, Request, Response};
 
 use super::line::{Connector, Exchange};
+use super::send::{agent, client_config};
 use super::url::Destination;
-use super::{Fault, Timing, UrlPolicy, agent, client_config, judge, pause};
+use super::{Fault, Timing, UrlPolicy, judge, pause};
 use crate::clock::{Deadline, unix_ms};
 use crate::config::{ProxySettings, TlsSettings};
 use crate::secret::Secret;

@@ -25,6 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Shorter than for an upload: what asks here is a scheduler, a session or a person.
 pub(super) fn timing() -> Timing {
+    let usual = Timing::default();
     Timing {
         connect: Duration::from_secs(15),
         stall: Duration::from_secs(60),
@@ -34,7 +35,9 @@ pub(super) fn timing() -> Timing {
             first_pause: Duration::from_millis(500),
             max_pause: Duration::from_secs(8),
             max_retry_after: Duration::from_secs(20),
+            ..usual.tries
         },
+        ..usual
     }
 }
 

@@ -120,9 +120,10 @@ fn quick() -> Timing {
         first_pause: Duration::from_millis(1),
         max_pause: Duration::from_millis(2),
         max_retry_after: Duration::from_millis(5),
+        ..Timing::default().tries
     };
     let wait = Duration::from_secs(10);
-    Timing { connect: wait, stall: wait, answer: wait, tries }
+    Timing { connect: wait, stall: wait, answer: wait, tries, ..Timing::default() }
 }
 
 fn say(stream: &mut TcpStream, status: &str, headers: &str, body: &str) {
