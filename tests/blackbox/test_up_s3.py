@@ -159,6 +159,34 @@ def test_keep_rules_remove_objects(host):
     assert manifests == [key + ".json" for key in newest]
 
 
+def test_a_large_dump_goes_in_parts(host):
+    """Streamed in several parts, and the store really made one object of them."""
+    digest = databases.make_sqlite(host.database.with_name("large.db"), rows=1500, blob=20_000)
+    large = {**host.app("large", compression='"none"'), "database": f'"sqlite://{host.database.with_name("large.db")}"'}
+    host.write(large)
+    host.up()
+    run = host.good("large")
+    assert run["size_bytes"] > 25 * 1024 * 1024
+    etag = host.service.etags()[PREFIX + run["object_key"]]
+    assert int(etag.strip('"').rsplit("-", 1)[1]) >= 4, etag
+    assert host.restored("large") == digest
+    host.ok("verify", "large")
+    assert host.service.uploads() == []
+
+
+def test_what_a_crash_left_of_uploads_is_given_up(host):
+    host.write()
+    host.up()
+    host.good()
+    host.stop()
+    ours, foreign = PREFIX + "app/20260101T000000Z-r0-1.bky", PREFIX + "somebody/else.bin"
+    for key in (ours, foreign):
+        assert host.service.request("POST", f"/{host.service.bucket}/{key}", {"uploads": ""})[0] == 200
+    assert len(host.service.uploads()) == 2
+    host.up()
+    wait_until(lambda: host.service.uploads() == [foreign.encode()], 30, "only the foreign upload")
+
+
 def test_damage_in_the_bucket(host):
     host.write()
     host.up()

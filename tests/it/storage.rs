@@ -12,7 +12,7 @@ use backupy::control::storage::{
 };
 use backupy::model::Trust;
 use backupy::pipeline::UrlPolicy;
-use backupy::pipeline::upload::{Ask, Caller, Timing};
+use backupy::pipeline::upload::{Answer, Ask, Caller, Timing};
 use backupy::secret::Secret;
 use backupy::thread::Cancel;
 use rusty_s3::signing::sign;
@@ -132,8 +132,46 @@ fn s3_conforms(kind: Kind) {
     let storage = S3::open_or_init(&settings(&server, "/deep/er"), &reach()).unwrap();
     storage.probe().unwrap();
     conforms(&storage, &put);
+    in_parts(&storage);
     the_marker_is_made_once(&server, &storage);
     pages(&storage);
+}
+
+/// What an agent does with the URLs of an upload in parts, and that what nobody owns goes.
+fn in_parts(storage: &S3) {
+    let (one, two) = (key("m/one.bky"), key("m/two.bky"));
+    let upload = storage.create_upload(&one).unwrap().unwrap();
+    let lost = storage.create_upload(&two).unwrap().unwrap();
+    let large = vec![b'a'; 5 << 20];
+    let urls = storage.part_urls(&one, &upload, 1, 2, in_an_hour());
+    let mut body = "<CompleteMultipartUpload>".to_owned();
+    for (url, part) in urls.iter().zip([&large[..], b"the rest"]) {
+        let answer = ask("PUT", &url.url, part).unwrap();
+        assert!(answer.head.is_success(), "part {}: {}", url.number, answer.head.status);
+        let etag = answer.head.header("etag").unwrap();
+        let number = url.number;
+        body += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+    }
+    body += "</CompleteMultipartUpload>";
+
+    let owned = |at: &ObjectKey, id: &str| *at == one && id == upload;
+    assert_eq!(storage.abort_uploads(&owned).unwrap(), 1, "the other one is nobody's");
+    assert_eq!(storage.abort_uploads(&owned).unwrap(), 0);
+    assert_eq!(storage.size(&one).unwrap(), None, "not before it is complete");
+
+    let (complete, abort) = storage.end_urls(&one, &upload, in_an_hour());
+    let answer = ask("POST", &complete, body.as_bytes()).unwrap();
+    assert!(answer.head.is_success(), "{}", String::from_utf8_lossy(&answer.body));
+    assert_eq!(storage.size(&one).unwrap(), Some((5 << 20) + 8));
+    assert!(read(storage, &one).ends_with(b"athe rest"));
+    // What is complete cannot be given up any more, and what was given up not be completed.
+    let _ = ask("DELETE", &abort, b"");
+    assert!(storage.size(&one).unwrap().is_some());
+    let (complete, _) = storage.end_urls(&two, &lost, in_an_hour());
+    let late = ask("POST", &complete, body.as_bytes()).unwrap();
+    assert!(!String::from_utf8_lossy(&late.body).contains("UploadResult>"), "{late:?}");
+    assert_eq!(storage.size(&two).unwrap(), None);
+    storage.delete_artifact(&one).unwrap();
 }
 
 fn the_marker_is_made_once(server: &S3Server, storage: &S3) {
@@ -182,24 +220,21 @@ fn settings(server: &S3Server, prefix: &str) -> S3Settings {
     }
 }
 
-fn send(ask: &dyn Fn() -> Ask<'static>, body: &[u8]) -> Result<u16, String> {
+fn ask(method: &str, url: &Secret, body: &[u8]) -> Result<Answer, String> {
     let (tls, proxy) = (TlsSettings::default(), ProxySettings::default());
     let cancel = Cancel::new().unwrap();
     let caller = Caller::new(tls, proxy, UrlPolicy::AllowHttp, Timing::default(), cancel);
-    let mut sign = || Ask { body: Some(body), ..ask() };
-    let answer =
-        caller.ask(&mut sign, 1 << 20, Deadline::after(LONG)).map_err(|e| e.to_string())?;
-    Ok(answer.head.status)
+    let mut sign = || Ask {
+        method: method.parse().unwrap(),
+        url: url.clone(),
+        headers: Vec::new(),
+        body: Some(body),
+    };
+    caller.ask(&mut sign, 1 << 20, Deadline::after(LONG)).map_err(|error| error.to_string())
 }
 
 fn put(url: &Presigned, body: &[u8]) -> Result<(), String> {
-    let ask = || Ask {
-        method: "PUT".parse().unwrap(),
-        url: url.url.clone(),
-        headers: Vec::new(),
-        body: None,
-    };
-    match send(&ask, body)? {
+    match ask("PUT", &url.url, body)?.head.status {
         200..=299 => Ok(()),
         status => Err(format!("status {status}")),
     }

@@ -4,6 +4,8 @@
 //! knows (the state directory was emptied, say) is said in the log and then let go: it can never be stored,
 //! and the agent would offer it for ever.
 
+mod uploads;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,14 +39,6 @@ use crate::wire::BackupCompleted;
 
 /// Name of the control plane's own store in the state directory.
 const STORE_DIR: &str = "control";
-/// A URL is good for at least so long.
-const URL_MIN: Duration = Duration::from_secs(3600);
-/// Beyond the run's timeout, for the upload itself.
-const URL_MARGIN: Duration = Duration::from_secs(600);
-/// And at most so long.
-const URL_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Largest artifact, bytes: more than any PUT.
-const ARTIFACT_MAX: u64 = 1 << 44;
 /// The time is noted, and the storage tidied, at least so often.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 const TIDY_EVERY_MS: u64 = 6 * 3_600_000;
@@ -78,16 +72,19 @@ pub struct Books {
     storage: AnyStorage,
     master: Mutex<MasterKey>,
     begin: Mutex<()>,
+    /// Held while an upload in parts is created and written down, and while one is looked for.
+    uploads: Mutex<()>,
     clock: Mutex<Clock>,
 }
 
 /// When things were looked at last.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Clock {
     seen: LastSeen,
     looked: Option<Instant>,
     tidy_at_ms: u64,
     storage_at_ms: u64,
+    uploads_at_ms: u64,
 }
 
 impl Books {
@@ -212,13 +209,13 @@ impl Books {
     }
 
     fn new(catalogue: Catalogue, storage: AnyStorage, master: MasterKey) -> Self {
-        let clock =
-            Clock { seen: LastSeen::default(), looked: None, tidy_at_ms: 0, storage_at_ms: 0 };
+        let clock = Clock::default();
         Self {
             catalogue,
             storage,
             master: Mutex::new(master),
             begin: Mutex::default(),
+            uploads: Mutex::default(),
             clock: Mutex::new(clock),
         }
     }
@@ -317,34 +314,6 @@ impl Books {
         }
         self.catalogue.begin(&run, start.map(|start| &start.mark))?;
         Ok(run_id)
-    }
-
-    /// A new object and a URL for it, for the next attempt of an open run.
-    pub(super) fn order(
-        &self,
-        run_id: &str,
-        timeout: Duration,
-        now_ms: u64,
-    ) -> Result<Order, BooksError> {
-        let unknown = || CatalogueError::Unknown { run_id: run_id.to_owned() };
-        let run = self.catalogue.get(run_id)?.ok_or_else(unknown)?;
-        let wrapped = run.key.as_ref().ok_or_else(unknown)?;
-        let data_key = lock(&self.master).unwrap(run_id, wrapped)?;
-        let attempt = run.attempts.saturating_add(1);
-        let key = ObjectKey::new(&run.backup, run_id, attempt, now_ms)
-            .map_err(|error| BooksError::Io(std::io::Error::other(error)))?;
-        let good_for = timeout.saturating_add(URL_MARGIN).clamp(URL_MIN, URL_MAX);
-        let good_for_ms = u64::try_from(good_for.as_millis()).unwrap_or(u64::MAX);
-        let until_ms = now_ms.saturating_add(good_for_ms);
-        let presigned = self.storage.presign_put(&key, ARTIFACT_MAX, until_ms)?;
-        self.catalogue.issue(run_id, &key, until_ms)?;
-        let creds = UploadCreds {
-            put_url: presigned.url,
-            expires_at_ms: presigned.expires_at_ms,
-            object_key: key.to_string(),
-            ..UploadCreds::default()
-        };
-        Ok(Order { creds, data_key: SecretBytes::new(data_key.expose()) })
     }
 
     /// Whether somebody waits for this object.

@@ -166,8 +166,9 @@ impl Plane {
         let planned = self.start_due(now_ms);
         let watched = self.watch(now_ms);
         self.send_waiting(now_ms);
+        let given_up = self.0.books.give_up_uploads(now_ms);
         let tidied = self.0.books.tidy(&self.settings(), now_ms);
-        planned.min(watched).min(tidied).min(looked)
+        planned.min(watched).min(tidied).min(looked).min(given_up)
     }
 
     /// Begins a run that a person asked for, or finds the open one; returns its id.

@@ -139,12 +139,19 @@ class S3:
         finally:
             connection.close()
 
-    def objects(self):
-        """Keys and sizes of everything in the bucket."""
+    def _contents(self):
         status, body = self.request("GET", f"/{self.bucket}", {"list-type": "2", "max-keys": "1000"})
         assert status == 200, body
         root = ElementTree.fromstring(re.sub(rb' xmlns="[^"]*"', b"", body))
-        return {one.findtext("Key"): int(one.findtext("Size")) for one in root.iter("Contents")}
+        return list(root.iter("Contents"))
+
+    def objects(self):
+        """Keys and sizes of everything in the bucket."""
+        return {one.findtext("Key"): int(one.findtext("Size")) for one in self._contents()}
+
+    def etags(self):
+        """Keys and ETags; one made of parts ends with their number."""
+        return {one.findtext("Key"): one.findtext("ETag") for one in self._contents()}
 
     def get(self, key):
         """An object's bytes."""

@@ -19,6 +19,12 @@ pub enum Doing {
     Remove,
     /// Listing the objects.
     List,
+    /// Creating an upload in parts.
+    Begin,
+    /// Listing the uploads that are not complete.
+    Uploads,
+    /// Giving one of them up.
+    Abort,
 }
 
 impl Doing {
@@ -26,9 +32,11 @@ impl Doing {
     fn permission(self) -> &'static str {
         match self {
             Self::Read | Self::Fetch | Self::Measure => "s3:GetObject (and s3:ListBucket)",
-            Self::Write => "s3:PutObject",
+            Self::Write | Self::Begin => "s3:PutObject",
             Self::Remove => "s3:DeleteObject",
             Self::List => "s3:ListBucket",
+            Self::Uploads => "s3:ListBucketMultipartUploads",
+            Self::Abort => "s3:AbortMultipartUpload",
         }
     }
 }
@@ -42,6 +50,9 @@ impl fmt::Display for Doing {
             Self::Write => "write to",
             Self::Remove => "remove from",
             Self::List => "list",
+            Self::Begin => "begin an upload to",
+            Self::Uploads => "list the unfinished uploads of",
+            Self::Abort => "give up an upload to",
         })
     }
 }

@@ -48,6 +48,55 @@ pub(super) fn objects(document: &[u8]) -> Result<Page, &'static str> {
     Ok(page)
 }
 
+/// One page of uploads that are not complete.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Uploads {
+    /// Keys with the uploads' ids.
+    pub uploads: Vec<(String, String)>,
+    /// Key and id that the next page begins behind; `None` at the end.
+    pub next: Option<(String, String)>,
+}
+
+/// Reads a page of uploads.
+pub(super) fn uploads(document: &[u8]) -> Result<Uploads, &'static str> {
+    let mut page = Uploads::default();
+    let (mut key, mut id, mut more) = (None, None, false);
+    let (mut next_key, mut next_id) = (None, None);
+    let (mut root, mut wrong) = (false, false);
+    walk(document, &mut |leaf: Leaf<'_>| match leaf.path {
+        "ListMultipartUploadsResult/Upload/Key" => key = Some(leaf.text.to_owned()),
+        "ListMultipartUploadsResult/Upload/UploadId" => id = Some(leaf.text.to_owned()),
+        "ListMultipartUploadsResult/Upload" => match (key.take(), id.take()) {
+            (Some(key), Some(id)) => page.uploads.push((key, id)),
+            _ => wrong = true,
+        },
+        "ListMultipartUploadsResult/IsTruncated" => more = leaf.text.trim() == "true",
+        "ListMultipartUploadsResult/NextKeyMarker" => next_key = Some(leaf.text.to_owned()),
+        "ListMultipartUploadsResult/NextUploadIdMarker" => next_id = Some(leaf.text.to_owned()),
+        "ListMultipartUploadsResult" => root = true,
+        _ => {}
+    })?;
+    if !root || wrong {
+        return Err("it is not a list of uploads");
+    }
+    // One that does not say where it goes on is looked at again in an hour.
+    page.next = next_key.zip(next_id).filter(|_| more);
+    Ok(page)
+}
+
+/// Reads the id of an upload that was created.
+pub(super) fn upload_id(document: &[u8]) -> Result<String, &'static str> {
+    let mut id = None;
+    walk(document, &mut |leaf: Leaf<'_>| {
+        // Some leave the "Result" out of the root's name.
+        let (root, name) = leaf.path.split_once('/').unwrap_or_default();
+        if root.starts_with("InitiateMultipartUpload") && name == "UploadId" {
+            id = Some(leaf.text.trim().to_owned());
+        }
+    })?;
+    id.ok_or("it does not name the upload")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +116,27 @@ mod tests {
         assert_eq!(page.next.as_deref(), Some("t/+="));
         let last = read("<IsTruncated>false</IsTruncated><NextContinuationToken/>").unwrap();
         assert_eq!(last, Page::default());
+    }
+
+    #[test]
+    fn uploads_and_their_ids() {
+        let list = |inner: &str| {
+            let root = "ListMultipartUploadsResult";
+            uploads(format!("<{root}>{inner}</{root}>").as_bytes())
+        };
+        let one = "<Upload><Key>k</Key><UploadId>u</UploadId></Upload>";
+        let page = list(one).unwrap();
+        assert_eq!(page.uploads, [("k".to_owned(), "u".to_owned())]);
+        assert_eq!(page.next, None);
+        let more = "<IsTruncated>true</IsTruncated><NextKeyMarker>a</NextKeyMarker>\
+                    <NextUploadIdMarker>b</NextUploadIdMarker>";
+        assert_eq!(list(more).unwrap().next, Some(("a".to_owned(), "b".to_owned())));
+        assert!(list("<Upload><Key>k</Key></Upload>").is_err());
+        assert!(uploads(b"<ListBucketResult></ListBucketResult>").is_err());
+        let created = "<InitiateMultipartUploadResult><UploadId>x&amp;y</UploadId>\
+                       </InitiateMultipartUploadResult>";
+        assert_eq!(upload_id(created.as_bytes()).unwrap(), "x&y");
+        assert!(upload_id(b"<Error><Code>x</Code></Error>").is_err());
     }
 
     #[test]

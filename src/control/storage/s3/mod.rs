@@ -25,6 +25,7 @@ mod download;
 mod error;
 mod judge;
 mod list;
+mod multipart;
 mod settings;
 mod signing;
 #[cfg(test)]
