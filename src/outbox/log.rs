@@ -122,6 +122,8 @@ impl Outbox {
         let mut state = inner.state();
         if let Err(e) = result {
             state.undeleted.extend(admission.undeleted);
+            // They may have reached the disk all the same, and whoever asked tries again under new ids.
+            state.undeleted.extend((admission.first_id..).take(new.len()));
             return Err(e.into());
         }
         state.dropped = admission.dropped;
