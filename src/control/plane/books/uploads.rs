@@ -20,8 +20,8 @@ const URL_MARGIN: Duration = Duration::from_secs(600);
 const URL_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Largest artifact, bytes: more than any PUT.
 const ARTIFACT_MAX: u64 = 1 << 44;
-/// URLs of parts that come with an order.
-const FIRST_PARTS: u32 = 16;
+/// URLs of parts that come with an order: enough for small backups, and the order stays small.
+const FIRST_PARTS: u32 = 4;
 /// Most that come on request.
 const MORE_PARTS: u32 = 64;
 /// A backup may grow by so much before its parts are too small for it.
