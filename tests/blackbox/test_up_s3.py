@@ -174,6 +174,26 @@ def test_a_large_dump_goes_in_parts(host):
     assert host.service.uploads() == []
 
 
+def test_a_kill_in_the_middle_of_an_upload(host):
+    """The upload of an open run is not given up at the start; afterwards nothing is left of it."""
+    digest = databases.make_sqlite(host.database.with_name("large.db"), rows=1500, blob=20_000)
+    large = {**host.app("large", compression='"none"'), "database": f'"sqlite://{host.database.with_name("large.db")}"'}
+    host.write(large)
+    host.agent.env["BACKUPY_UPLOAD_LIMIT"] = "6MiB/s"
+    host.up()
+    wait_until(host.service.uploads, 30, "an upload")
+    run_id = host.runs("large")[0]["run_id"]
+    host.agent.kill()
+    assert host.service.uploads(), "it was killed before the end"
+    host.agent.env["BACKUPY_UPLOAD_LIMIT"] = "100MiB/s"
+    host.up()
+    run = host.good("large")
+    assert run["run_id"] == run_id
+    assert host.restored("large") == digest
+    wait_until(lambda: host.service.uploads() == [], 30, "no upload that is left")
+    assert len(host.stored()) == 1
+
+
 def test_what_a_crash_left_of_uploads_is_given_up(host):
     host.write()
     host.up()

@@ -442,7 +442,10 @@ impl Books {
     }
 
     fn tidy_soon(&self) {
-        lock(&self.clock).tidy_at_ms = 0;
+        let mut clock = lock(&self.clock);
+        clock.tidy_at_ms = 0;
+        // An earlier attempt may have left an upload.
+        clock.uploads_at_ms = 0;
     }
 
     pub(super) fn run(&self, run_id: &str) -> Result<Option<RunView>, BooksError> {

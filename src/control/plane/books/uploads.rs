@@ -110,8 +110,8 @@ impl Books {
         Ok(answer)
     }
 
-    /// Gives up the uploads in parts that no open run owns, at the start and then every hour; returns when to look
-    /// again.
+    /// Gives up the uploads in parts that no open run owns: at the start, after a run and every hour. Returns when to
+    /// look again.
     pub(in crate::control::plane) fn give_up_uploads(&self, now_ms: u64) -> u64 {
         // What is away is looked for elsewhere, and this is done once it is back.
         let Some(s3) = self.storage.s3().filter(|s3| !s3.is_away()) else { return u64::MAX };
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(part_bytes(u64::MAX), MAX_PART_BYTES);
         for last in [0, 1, GIB, 20 * GIB, 100 * GIB, 150 * GIB] {
             let room = part_bytes(last) * u64::from(MAX_PARTS);
-            assert!(room >= last * GROWTH && part_bytes(last) % (1 << 20) == 0, "{last}");
+            assert!(room >= last * GROWTH && part_bytes(last).is_multiple_of(1 << 20), "{last}");
         }
     }
 
