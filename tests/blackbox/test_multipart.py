@@ -45,9 +45,9 @@ class SpoolWatch:
                     self.found.add(target)
 
 
-def prepare(lab, plane, megabytes=40, **job):
+def prepare(lab, plane, megabytes=40, compression="none", **job):
     """A database that no compressor makes smaller; its path."""
-    [path] = lab.sqlite(plane, rows=megabytes * 50, blob=20_000, compression="none", **job)
+    [path] = lab.sqlite(plane, rows=megabytes * 50, blob=20_000, compression=compression, **job)
     return path
 
 
@@ -70,9 +70,10 @@ def test_the_agent_says_that_it_can(lab):
     assert "multipart" in plane.session().register["capabilities"]
 
 
-def test_parts_come_back_as_a_database_though_the_link_is_cut(lab):
+@pytest.mark.parametrize("part_mib, compression", [(5, "none"), (8, "zstd")])
+def test_parts_come_back_as_a_database_though_the_link_is_cut(lab, part_mib, compression):
     plane = lab.plane()
-    path = prepare(lab, plane)
+    path = prepare(lab, plane, part_mib * 8, compression=compression)
     asked = []
 
     def answer(request):
@@ -87,7 +88,7 @@ def test_parts_come_back_as_a_database_though_the_link_is_cut(lab):
     plane.part_urls = answer
     agent = lab.agent(plane)
     with SpoolWatch(agent) as watch:
-        plane.run_backup("job0", "r1", key=KEY, ahead=2)
+        plane.run_backup("job0", "r1", key=KEY, ahead=2, part_bytes=part_mib * MIB)
         done = plane.wait_success("r1", 120)
     peak = agent.memory("VmHWM")
     print(f"peak RSS {peak / MIB:.1f} MiB, asked for parts from {asked}")

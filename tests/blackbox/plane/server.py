@@ -221,7 +221,7 @@ class Plane:
         url, expires = self.objects.presign(object_key, ttl_sec)
         if ahead is not None:
             uploads = self.objects.uploads
-            url, upload = "", uploads.create(object_key)
+            url, upload = "", uploads.create(object_key, creds.pop("part_bytes", 5 << 20))
             creds["multipart"] = uploads.creds(upload, ahead, ttl_sec)
         if key is not None:
             self.keys[run_id] = key

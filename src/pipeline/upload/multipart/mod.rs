@@ -6,7 +6,7 @@
 //! ```
 //! - Each worker owns one buffer of a part's size, so that memory is one part per worker. While one fills its part, the
 //!   other sends.
-//! - The parts become an object only by [`complete`], which is called after the dump's exit status and end mark.
+//! - The parts become an object only by Complete, which is called after the dump's exit status and end mark.
 //! - A new attempt uses the same upload as long as its URLs are good: a part that comes again takes the place of the
 //!   one before, and Complete names only what the last attempt sent. So a failed attempt gives nothing up by itself;
 //!   whoever ends the run calls [`Uploader::abort`](super::Uploader::abort).
@@ -154,7 +154,7 @@ impl Crew<'_> {
             self.sender.once(Method::Put, &destination, &part.content, &|_| (), &etag)
         });
         if let Err(UploadError { fault: Fault::Expired, .. }) = &result {
-            self.places.expired(part.number, &place);
+            self.places.expired(&place);
         }
         result
     }

@@ -23,6 +23,8 @@ use crate::thread::{Cancel, Why};
 const LOW: u32 = 8;
 /// How many are asked for at a time.
 const BATCH: u32 = 32;
+/// A worker may be so many parts behind another one.
+const BEHIND: u32 = 64;
 /// Most URLs that are kept.
 const MAX_KEPT: usize = 512;
 
@@ -42,6 +44,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     urls: BTreeMap<u32, Place>,
+    /// Highest part whose place was handed out.
+    handed_out: u32,
     /// What was asked for last, and when.
     asked: Option<(u32, Instant)>,
     /// The control plane's no.
@@ -104,11 +108,13 @@ impl Places {
             let now = Instant::now();
             let (found, ask, refused) = {
                 let mut state = self.lock();
-                let found = state.find(number, unix_ms());
+                state.forget(number, unix_ms());
+                let ask = state.next_ask(number, now, again);
+                let found = state.take(number);
                 if found.is_none() && news.is_none() {
                     news = Some(state.enlist());
                 }
-                (found, state.next_ask(number, now, again), state.refused.clone())
+                (found, ask, state.refused.clone())
             };
             if let Some((first, count)) = ask {
                 (self.0.ask)(first, count);
@@ -135,9 +141,8 @@ impl Places {
     }
 
     /// The store says that this URL has expired: so have the ones that came with it.
-    pub(super) fn expired(&self, number: u32, place: &Place) {
+    pub(super) fn expired(&self, place: &Place) {
         let mut state = self.lock();
-        state.urls.remove(&number);
         state.urls.retain(|_, other| other.expires_at_ms != place.expires_at_ms);
         state.asked = None;
     }
@@ -157,21 +162,29 @@ impl State {
         (self.asked, self.refused) = (None, None);
     }
 
-    /// The place of a part whose time is not over; those of parts before it have been handed out.
-    fn find(&mut self, number: u32, now_ms: u64) -> Option<Place> {
+    /// Drops what has expired, and what came twice for parts that are long gone.
+    fn forget(&mut self, number: u32, now_ms: u64) {
         self.urls.retain(|other, place| {
-            *other >= number && !pause::expired(place.expires_at_ms, now_ms)
+            *other + BEHIND >= number && !pause::expired(place.expires_at_ms, now_ms)
         });
-        self.urls.get(&number).cloned()
+    }
+
+    /// Hands out the place of a part. Workers come for theirs in any order.
+    fn take(&mut self, number: u32) -> Option<Place> {
+        let place = self.urls.remove(&number)?;
+        self.handed_out = self.handed_out.max(number);
+        Some(place)
     }
 
     /// What to ask for when part `number` is next.
     fn next_ask(&mut self, number: u32, now: Instant, again: Duration) -> Option<(u32, u32)> {
-        let first = (number..=MAX_PARTS).find(|number| !self.urls.contains_key(number))?;
+        let here = self.urls.contains_key(&number);
+        let from = if here { number.max(self.handed_out + 1) } else { number };
+        let first = (from..=MAX_PARTS).find(|number| !self.urls.contains_key(number))?;
         let asked = |(asked, at): (u32, Instant)| {
             asked == first && now.saturating_duration_since(at) < again
         };
-        if first - number > LOW || self.asked.is_some_and(asked) {
+        if first - from > LOW || self.asked.is_some_and(asked) {
             return None;
         }
         self.asked = Some((first, now));
@@ -242,9 +255,25 @@ mod tests {
     fn bounded_and_never_expired() {
         let mut state = state(1..=5_000);
         assert_eq!(state.urls.len(), MAX_KEPT);
-        assert!(state.find(7, 1).is_some() && state.find(6, 1).is_none());
-        state.put(&urls([7]), 1_000);
-        assert!(state.find(7, 999).is_some() && state.find(7, 1_000).is_none());
+        state.forget(400, 1);
+        assert_eq!(state.urls.first_key_value().map(|(number, _)| *number), Some(400 - BEHIND));
+        state.put(&urls([400]), 1_000);
+        state.forget(400, 999);
+        assert!(state.urls.contains_key(&400));
+        state.forget(400, 1_000);
+        assert!(!state.urls.contains_key(&400));
+    }
+
+    #[test]
+    fn workers_may_come_in_any_order() {
+        let now = Instant::now();
+        let mut state = state(1..=20);
+        for number in [2, 1, 4, 3] {
+            assert_eq!(state.next_ask(number, now, AGAIN), None);
+            assert!(state.take(number).is_some());
+        }
+        assert!(state.take(4).is_none(), "handed out once");
+        assert_eq!(state.next_ask(4, now, AGAIN), Some((4, BATCH)), "expired after all");
     }
 
     fn places(numbers: impl IntoIterator<Item = u32>) -> (Places, Receiver<(u32, u32)>) {
@@ -269,8 +298,6 @@ mod tests {
         assert!(first.contains(&(1, BATCH)) && first.contains(&(2, BATCH)));
         places.deliver(&urls([1, 2]), "");
         assert_eq!(two.join().unwrap().unwrap().expose(), "https://s/2");
-        // Part 2 may have been found first, which hands part 1 out.
-        places.deliver(&urls([1]), "");
         assert_eq!(one.join().unwrap().unwrap().expose(), "https://s/1");
         let three = wait(3);
         asked.recv_timeout(long).unwrap();
@@ -292,7 +319,7 @@ mod tests {
         let cancel = Cancel::new().unwrap();
         let place = places.wait(1, AGAIN, AGAIN, &cancel).map_err(|fault| fault.to_string());
         assert!(asked.is_empty());
-        places.expired(1, &place.unwrap());
+        places.expired(&place.unwrap());
         let none = Duration::ZERO;
         assert!(places.wait(1, none, none, &cancel).is_err());
         assert_eq!(asked.try_recv().unwrap(), (1, BATCH));
