@@ -463,3 +463,60 @@ fn every_url_is_signed_anew_and_only_the_agents_live_long() {
     let week = storage.presign_get(&key(), u64::MAX).unwrap();
     assert!(week.url.expose().contains("X-Amz-Expires=604800&"));
 }
+
+/// Answers the marker on one TLS connection after the other, until one fails; the settings that reach it.
+fn tls_server(dir: &std::path::Path, connections: usize) -> (S3Settings, JoinHandle<()>) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let ca_file = dir.join("ca.pem");
+    std::fs::write(&ca_file, made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(crate::net::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = format!("s3://bucket/pre?endpoint=https://{}", listener.local_addr().unwrap());
+    let thread = spawn("scripted-tls", move || {
+        for _ in 0..connections {
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let session = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            let (mut head, mut byte) = (Vec::new(), [0; 1]);
+            // A client that does not trust us hangs up.
+            while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+                head.push(byte[0]);
+            }
+            let body = marker_text();
+            let length = body.len();
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
+            let _ = stream.flush();
+        }
+    });
+    let settings = S3Settings {
+        ca_file: Some(ca_file),
+        access_key: Secret::new("AK"),
+        secret_key: Secret::new(SECRET),
+        ..S3Settings::parse(&text, &|_| None).unwrap()
+    };
+    (settings, thread.unwrap())
+}
+
+#[test]
+fn over_tls_with_a_trust_root_of_its_own_and_not_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let (settings, server) = tls_server(dir.path(), 3);
+    let open = |settings: &S3Settings| {
+        S3::start(settings, &reach(), quick()).and_then(|storage| storage.open_as(Some(ID)))
+    };
+    open(&settings).unwrap().check().unwrap();
+    let wrong = fault(open(&S3Settings { ca_file: None, ..settings.clone() }).map(drop));
+    assert!(matches!(&wrong, S3Fault::Unreachable(fault) if !fault.retry()), "{wrong:?}");
+    assert!(!wrong.is_away(), "a certificate does not become right by waiting");
+    server.join().unwrap();
+    let missing = S3Settings { ca_file: Some(dir.path().join("none.pem")), ..settings };
+    assert!(matches!(fault(open(&missing).map(drop)), S3Fault::Unreachable(_)));
+}
