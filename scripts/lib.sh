@@ -58,6 +58,11 @@ s3_servers() {
     echo "$wanted" >"$venv/wanted"
 }
 
+# A Redis server's program. The package enables a service of its own, which tests do not need and nothing here uses.
+redis_packages() {
+    command -v redis-server >/dev/null || packages redis-server redis-tools
+}
+
 # Components that a minimal toolchain lacks.
 rust_components() {
     cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt

@@ -192,8 +192,9 @@ impl Dispatch {
         }
         let run_id = run.run_id.clone();
         self.commit(vec![run], Vec::new())?;
-        if let (Some(creds), Some(running)) = (creds, self.running.get(&run_id)) {
-            running.creds.set(creds);
+        if let (Some(creds), Some(running)) = (creds, self.running.get(&run_id))
+            && running.creds.set(creds)
+        {
             self.slots.clear_part_urls_request(&run_id);
         }
         // The first command may have failed at just that, and this one is about to be acknowledged.

@@ -249,11 +249,14 @@ fn in_parts(
     let plan = PartPlan::new(part_size_bytes)
         .and_then(|plan| plan.check_size(least).map(|()| plan))
         .map_err(UploadError::from)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let compressor = compress::memory_bytes(compression, order.limits.compress_threads);
+    let workers = plan.workers(cores, compressor);
     reporter.enter(Step::Dumping);
     let sender = upload::Sender::new(order.upload, order.deadline, context.cancel);
     let (dumped, parts) =
         stages::run(order.driver.as_mut(), context, stages, reporter, "parts", |pieces, used| {
-            upload::multipart::stream(&sender, places, plan, pieces, used)
+            upload::multipart::stream(&sender, places, plan, workers, pieces, used)
         })?;
     let exact_version = order.driver.dumped_version();
     drop(order.driver);

@@ -280,7 +280,7 @@ fn what_is_in_memory_is_bounded_by_the_workers() {
     let attempt = spawn("attempt", move || run(&bench, &source, driver)).unwrap();
     let workers = PartPlan::new(PART as u64)
         .unwrap()
-        .workers(std::thread::available_parallelism().unwrap().get());
+        .workers(std::thread::available_parallelism().unwrap().get(), 0);
     for _ in 0..workers {
         store.arrival();
     }

@@ -174,9 +174,11 @@ fn what_a_crash_left_is_given_up_when_the_run_cannot_go_on() {
 fn a_repeat_renews_the_urls_of_the_same_upload_only() {
     let mut rig = Rig::start(config(vec![job("j")]));
     send(&mut rig, "r1", "u1", 0);
-    rig.part_urls_request();
+    let request = rig.part_urls_request();
     send(&mut rig, "r1", "u2", 20);
     rig.expect_nothing();
+    rig.new_session();
+    assert_eq!(rig.part_urls_request(), request, "it still needs them");
     assert_eq!(rig.uploads_seen(), 0, "the attempt keeps its own upload");
     send(&mut rig, "r1", "u1", 20);
     expect_stored(&mut rig, "r1", "u1");

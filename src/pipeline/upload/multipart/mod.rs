@@ -5,7 +5,7 @@
 //!                                                        worker: …                                  → ETags
 //! ```
 //! - Each worker owns one buffer of a part's size, so that memory is one part per worker. While one fills its part, the
-//!   other sends.
+//!   other sends; where the compressor takes much memory there is one only.
 //! - The parts become an object only by Complete, which is called after the dump's exit status and end mark.
 //! - A new attempt uses the same upload as long as its URLs are good: a part that comes again takes the place of the
 //!   one before, and Complete names only what the last attempt sent. So a failed attempt gives nothing up by itself;
@@ -58,6 +58,7 @@ pub(in crate::pipeline) fn stream(
     sender: &Sender<'_>,
     places: &Places,
     plan: PartPlan,
+    workers: usize,
     pieces: Receiver<Piece>,
     used: Giver,
 ) -> Result<Completable, StageError> {
@@ -68,10 +69,9 @@ pub(in crate::pipeline) fn stream(
         etags: Mutex::default(),
         failed: Mutex::default(),
     };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let mut helpers = Vec::new();
-        for number in 1..plan.workers(cores) {
+        for number in 1..workers {
             let builder = Builder::new().name(format!("part-{number}")).stack_size(STACK);
             match builder.spawn_scoped(scope, || crew.work()) {
                 Ok(helper) => helpers.push(helper),

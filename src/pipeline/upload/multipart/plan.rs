@@ -15,7 +15,7 @@ pub const DEFAULT_PART_BYTES: u64 = 8 << 20;
 /// Most parts of an upload.
 pub const MAX_PARTS: u32 = 10_000;
 
-/// Parts together may have so much for a second worker to be worth its memory.
+/// The parts on their way and the compressor may have so much together for a second worker to be worth its memory.
 const SHARED_BYTES: usize = 32 << 20;
 
 /// The size of the parts, checked.
@@ -57,9 +57,11 @@ impl PartPlan {
         self.part_bytes
     }
 
-    /// How many parts are on their way at once: each is in memory.
-    pub fn workers(self, cores: usize) -> usize {
-        if cores > 1 && self.part_bytes * 2 <= SHARED_BYTES { 2 } else { 1 }
+    /// How many parts are on their way at once, each in memory, beside a compressor that takes so many bytes. One that
+    /// takes many also holds enough input to go on while the only worker sends.
+    pub fn workers(self, cores: usize, compressor_bytes: usize) -> usize {
+        let both = (self.part_bytes * 2).saturating_add(compressor_bytes);
+        if cores > 1 && both <= SHARED_BYTES { 2 } else { 1 }
     }
 
     /// Fails if an artifact of at least so many bytes does not fit.
@@ -120,11 +122,13 @@ mod tests {
 
     #[test]
     fn memory_decides_over_the_workers() {
-        let workers = |size, cores| PartPlan::new(size).unwrap().workers(cores);
+        let workers = |size, cores| PartPlan::new(size).unwrap().workers(cores, 0);
         assert_eq!(workers(DEFAULT_PART_BYTES, 1), 1);
         assert_eq!(workers(DEFAULT_PART_BYTES, 64), 2);
         assert_eq!(workers(16 << 20, 2), 2);
         assert_eq!(workers((16 << 20) + 1, 2), 1);
+        let default = PartPlan::new(DEFAULT_PART_BYTES).unwrap();
+        assert_eq!((default.workers(2, 13 << 20), default.workers(2, 18 << 20)), (2, 1));
     }
 
     proptest! {
