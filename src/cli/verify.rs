@@ -25,8 +25,9 @@ pub struct VerifyArgs {
     /// the findings as JSON
     #[argh(switch)]
     pub json: bool,
-    /// the storage directory, where no file and no state directory knows it
-    #[argh(option, arg_name = "DIR")]
+    /// the storage, where no file and no state directory knows it: a directory, or s3://bucket/prefix with
+    /// ?region=… or ?endpoint=… and the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+    #[argh(option, arg_name = "PLACE")]
     pub storage: Option<String>,
     /// the master key's file, where no file and no state directory knows it
     #[argh(option, arg_name = "FILE")]

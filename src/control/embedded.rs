@@ -23,6 +23,7 @@ use super::plane::{Books, BooksError, LOCAL_AGENT, Plane};
 use super::scheduler::Scheduler;
 use super::server;
 use super::session::Timing;
+use super::storage::Reach;
 use super::watch::Patience;
 use crate::clock::unix_ms;
 use crate::exit::Exit;
@@ -68,6 +69,11 @@ impl EmbeddedError {
             Self::Books(error) => error.retry(),
             Self::Io(..) => true,
         }
+    }
+
+    /// Whether the storage just cannot be reached at the moment.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Books(BooksError::Storage(error)) if error.is_away())
     }
 
     /// Runs `on_failure` for a control plane that does not start, and waits for it.
@@ -127,11 +133,11 @@ impl Embedded {
     ///
     /// # Errors
     /// See [`EmbeddedError`]; nothing keeps running then.
-    pub fn start(settings: Settings) -> Result<Self, EmbeddedError> {
+    pub fn start(settings: Settings, reach: &Reach) -> Result<Self, EmbeddedError> {
         let state_dir = settings.state_dir.clone();
         private_dir(&state_dir)?;
         let agent_key = agent_key(&state_dir)?;
-        let books = Books::open(&settings, &agent_key).map_err(EmbeddedError::Books)?;
+        let books = Books::open(&settings, &agent_key, reach).map_err(EmbeddedError::Books)?;
         let notifier = Notifier::start(settings.failure_hook(), NOTIFY_TIMEOUT)
             .map_err(|error| EmbeddedError::Io("start the notify thread", error))?;
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms())
@@ -147,7 +153,9 @@ impl Embedded {
         )
         .map_err(|error| EmbeddedError::Io("start the HTTP server", error))?;
         keep_port(&state_dir, server.addr().port())?;
-        plane.books().storage().serve_at(server.addr());
+        if let Some(directory) = plane.books().storage().directory() {
+            directory.serve_at(server.addr());
+        }
         let scheduler = Scheduler::start(plane.clone())
             .map_err(|error| EmbeddedError::Io("start the scheduler", error))?;
         Ok(Self { plane, server, scheduler, agent_key })
@@ -170,6 +178,9 @@ impl Embedded {
 
     /// Stops everything, after the agent has.
     pub fn stop(&mut self) {
+        if let Some(s3) = self.plane.books().storage().s3() {
+            s3.stop();
+        }
         self.scheduler.stop();
         self.server.stop();
         self.plane.stop(NOTIFY_GRACE);

@@ -8,7 +8,7 @@ use std::io::Write;
 use super::http::{Conn, HttpError, Request, Status};
 use super::plane::Plane;
 use super::storage::sign::{Method, Permit};
-use super::storage::{Put, StorageError};
+use super::storage::{Directory, Put, StorageError};
 use crate::clock::unix_ms;
 
 /// One read of the body.
@@ -26,7 +26,7 @@ pub fn put(plane: &Plane, request: &Request, conn: &mut Conn) -> Result<(), Http
     if !plane.books().expects(permit.key()) {
         return Err(HttpError::Bad(Status::CONFLICT, "the run of this object is over"));
     }
-    let put = plane.books().storage().begin_put(&permit, length).map_err(|e| refuse(&e))?;
+    let put = directory(plane)?.begin_put(&permit, length).map_err(|e| refuse(&e))?;
     let mut body = conn.body(length)?;
     let put = receive(put, &mut |buffer| body.next(buffer))?;
     body.finish()?;
@@ -52,13 +52,19 @@ pub fn put(plane: &Plane, request: &Request, conn: &mut Conn) -> Result<(), Http
 pub fn get(plane: &Plane, request: &Request, conn: &mut Conn) -> Result<(), HttpError> {
     let permit = permit(plane, Method::Get, request)?;
     let (mut file, length) =
-        plane.books().storage().begin_get(&permit).map_err(|error| refuse(&error))?;
+        directory(plane)?.begin_get(&permit).map_err(|error| refuse(&error))?;
     conn.respond_with(length, &mut file)
+}
+
+/// Only a directory is served here; another storage serves itself.
+fn directory(plane: &Plane) -> Result<&Directory, HttpError> {
+    let nothing = HttpError::Bad(Status::NOT_FOUND, "there is nothing here");
+    plane.books().storage().directory().ok_or(nothing)
 }
 
 fn permit(plane: &Plane, method: Method, request: &Request) -> Result<Permit, HttpError> {
     let target = format!("{}?{}", request.path, request.query.expose());
-    plane.books().storage().permit(method, &target, unix_ms()).map_err(|denied| {
+    directory(plane)?.permit(method, &target, unix_ms()).map_err(|denied| {
         log::warn!("refused a request for {}: {denied}", request.path);
         HttpError::Bad(Status::FORBIDDEN, "this URL is not, or no longer, good for that")
     })

@@ -18,7 +18,12 @@ mod sqlite;
 mod sqlite_faults;
 mod sqlite_users;
 mod sqlite_writers;
+#[cfg(feature = "control")]
+mod storage;
 #[path = "../support/postgres.rs"]
 mod support_postgres;
 #[path = "../support/redis.rs"]
 mod support_redis;
+#[cfg(feature = "control")]
+#[path = "../support/s3.rs"]
+mod support_s3;

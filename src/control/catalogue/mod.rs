@@ -170,13 +170,15 @@ impl Catalogue {
         run_id: &str,
         key: &ObjectKey,
         until_ms: u64,
+        upload_id: Option<&str>,
     ) -> Result<Run, CatalogueError> {
         let _change = self.lock();
         let mut run = self.open_run(run_id)?;
         run.attempts = run.attempts.saturating_add(1);
         let mut batch = self.store.batch();
         put(&mut batch, Space::Catalogue, &format!("run/{run_id}"), &run)?;
-        let upload = Upload { run_id: run_id.to_owned(), until_ms, stored: None };
+        let upload_id = upload_id.map(str::to_owned);
+        let upload = Upload { run_id: run_id.to_owned(), until_ms, stored: None, upload_id };
         put(&mut batch, Space::Catalogue, &format!("up/{key}"), &upload)?;
         self.store.commit(batch)?;
         Ok(run)
@@ -188,6 +190,21 @@ impl Catalogue {
     /// Of the store.
     pub fn upload(&self, key: &ObjectKey) -> Result<Option<Upload>, CatalogueError> {
         self.read(Space::Catalogue, &format!("up/{key}"))
+    }
+
+    /// The object that a multipart upload of this open run makes.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub fn upload_of(
+        &self,
+        run_id: &str,
+        upload_id: &str,
+    ) -> Result<Option<(ObjectKey, Upload)>, CatalogueError> {
+        let uploads = self.objects::<Upload>("up/")?.into_iter();
+        let mut ours = uploads
+            .filter(|(_, up)| up.run_id == run_id && up.upload_id.as_deref() == Some(upload_id));
+        Ok(ours.next())
     }
 
     /// Notes what arrived. Returns false when nobody waits for it any more.

@@ -180,6 +180,9 @@ pub struct Upload {
     pub until_ms: u64,
     /// What arrived.
     pub stored: Option<Arrived>,
+    /// The multipart upload that was created for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload_id: Option<String>,
 }
 
 /// An artifact that arrived whole.

@@ -51,7 +51,7 @@ impl World {
     fn upload(&self, run_id: &str, attempt: u32, body: &[u8]) -> Report {
         let run = self.catalogue.get(run_id).unwrap().unwrap();
         let key = ObjectKey::new(&run.backup, run_id, attempt, run.created_ms).unwrap();
-        self.catalogue.issue(run_id, &key, NOW + 1000).unwrap();
+        self.catalogue.issue(run_id, &key, NOW + 1000, None).unwrap();
         let url = self.storage.presign_put(&key, 1 << 20, u64::MAX).unwrap();
         let url = url.url.expose();
         let target = &url[url.find("/objects").unwrap()..];
@@ -126,9 +126,15 @@ fn what_is_refused() {
         assert!(matches!(begin(id, backup), Err(CatalogueError::BadId)));
     }
     let key = ObjectKey::parse("shop/x.bky").unwrap();
-    assert!(matches!(world.catalogue.issue("r2", &key, 0), Err(CatalogueError::Unknown { .. })));
+    assert!(matches!(
+        world.catalogue.issue("r2", &key, 0, None),
+        Err(CatalogueError::Unknown { .. })
+    ));
     assert!(world.catalogue.end("r1", false, "no", NOW).unwrap());
-    assert!(matches!(world.catalogue.issue("r1", &key, 0), Err(CatalogueError::Ended { .. })));
+    assert!(matches!(
+        world.catalogue.issue("r1", &key, 0, None),
+        Err(CatalogueError::Ended { .. })
+    ));
 }
 
 #[test]
@@ -197,7 +203,7 @@ fn an_upload_whose_note_was_lost_is_read_back() {
     world.begin("r1", "shop", NOW);
     let report = world.upload("r1", 1, b"dump");
     let key = ObjectKey::parse(&report.object_key).unwrap();
-    world.catalogue.issue("r1", &key, NOW).unwrap();
+    world.catalogue.issue("r1", &key, NOW, None).unwrap();
     assert_eq!(world.catalogue.upload(&key).unwrap().unwrap().stored, None);
     let wrong = Report { sha256: "00".repeat(32), ..report.clone() };
     assert!(matches!(world.complete(&wrong, NOW), Outcome::Untrue(_)));
@@ -346,6 +352,12 @@ impl Storage for Meanwhile<'_> {
     }
     fn check(&self) -> Result<(), StorageError> {
         self.world.storage.check()
+    }
+    fn trouble(&self) -> Option<String> {
+        self.world.storage.trouble()
+    }
+    fn hashes_uploads(&self) -> bool {
+        self.world.storage.hashes_uploads()
     }
     fn presign_put(
         &self,

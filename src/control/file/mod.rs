@@ -24,7 +24,16 @@
 //! | top | `state_dir` | `/var/lib/backupy` | catalogue, queue, spool; absolute |
 //! | top | `on_failure` | – | shell command, run when a backup failed or did not happen |
 //! | top | `max_parallel` | 1 | runs at the same time, 1–32 |
-//! | `[storage]` | `directory` | required | absolute |
+//! | `[storage]` | `directory` | this or `s3` | absolute |
+//! | | `s3` | this or `directory` | a table, often as `[storage.s3]`: |
+//! | `[storage.s3]` | `bucket` | required | it must exist |
+//! | | `access_key`, `secret_key` | required | `env:NAME`, `file:/path`, or the key itself (with a warning) |
+//! | | `region` | `us-east-1` | |
+//! | | `endpoint` | Amazon's for the region | `https://HOST[:PORT]`; `http` only to this machine |
+//! | | `prefix` | – | everything goes below it |
+//! | | `path_style` | true with `endpoint` | the bucket in the path, not in the host |
+//! | | `ca_file` | – | a trust root beside the system's, PEM |
+//! | | `insecure_http` | false | plain HTTP to another machine |
 //! | `[keys]` | `master` | `STATE_DIR/master.key` | absolute; outside the storage |
 //! | `[maintenance]` | `start`, `end` | – | `HH:MM` UTC; no scheduled run starts in between |
 //! | `[[backup]]` | `name` | required | letters, digits, `.`, `_`, `-`; at most 64 |
@@ -46,11 +55,12 @@ mod backup;
 mod flags;
 mod parse;
 mod reader;
+mod storage;
 #[cfg(test)]
 mod tests;
 pub mod url;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keep;
@@ -63,18 +73,13 @@ pub use flags::Flags;
 pub use parse::{load, parse};
 pub use reader::Problem;
 
+pub use super::storage::StorageSettings;
+
 /// Where the state is kept unless the file says otherwise.
 pub const STATE_DIR: &str = "/var/lib/backupy";
 
 /// Largest file that is read.
 pub const FILE_MAX: u64 = 1 << 20;
-
-/// Where the artifacts go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StorageSettings {
-    /// A directory on this host.
-    Directory(PathBuf),
-}
 
 /// One database with its schedule and rules.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,13 +161,6 @@ impl Settings {
             reference.expose().strip_prefix("env:").map(str::to_owned)
         };
         Some(OnFailure { command, hidden: self.backups.iter().filter_map(variable).collect() })
-    }
-
-    /// The storage directory.
-    pub fn storage_dir(&self) -> &Path {
-        match &self.storage {
-            StorageSettings::Directory(directory) => directory,
-        }
     }
 }
 

@@ -7,16 +7,22 @@ use toml::de::DeTable;
 
 use super::backup::backups;
 use super::reader::{At, Problem, Report, Section};
-use super::{FILE_MAX, STATE_DIR, Settings, StorageSettings};
+use super::storage::storage;
+use super::{FILE_MAX, STATE_DIR, Settings};
 use crate::control::schedule::Window;
 use crate::model::Maintenance;
 
 /// Keys that people put into the wrong table, and where they belong.
-pub(super) const ELSEWHERE: [(&str, &str); 8] = [
+pub(super) const ELSEWHERE: [(&str, &str); 13] = [
     ("state_dir", "at the top, before the first [table]"),
     ("on_failure", "at the top, before the first [table]"),
     ("max_parallel", "at the top, before the first [table]"),
     ("directory", "under [storage]"),
+    ("s3", "under [storage], or as [storage.s3]"),
+    ("bucket", "under [storage.s3]"),
+    ("endpoint", "under [storage.s3]"),
+    ("access_key", "under [storage.s3]"),
+    ("secret_key", "under [storage.s3]"),
     ("master", "under [keys]"),
     ("retention", "under [[backup]] as keep = { last = 7, days = 30 }"),
     ("backups", "in one [[backup]] for each of them"),
@@ -78,7 +84,10 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
     };
     let on_failure = section.string("on_failure", "a shell command").map(|at| at.value);
     let max_parallel = section.number("max_parallel", 1..=32).map_or(1, |at| at.value);
-    let directory = storage(&section);
+    let storage = storage(&section);
+    let directory = storage.as_ref().and_then(|at| {
+        at.value.directory().map(|path| At { value: path.to_owned(), span: at.span.clone() })
+    });
     let master_key = master_key(&section, state_dir.as_ref());
     let maintenance = maintenance(&section);
     let backups = backups(&section);
@@ -87,7 +96,7 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
     let (window, maintenance) = maintenance.unzip();
     Some(Settings {
         state_dir: state_dir?.value,
-        storage: StorageSettings::Directory(directory?.value),
+        storage: storage?.value,
         master_key: master_key?.value,
         window,
         maintenance,
@@ -95,24 +104,6 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
         max_parallel,
         backups,
         warnings: Vec::new(),
-    })
-}
-
-fn storage(top: &Section<'_, '_>) -> Option<At<PathBuf>> {
-    let form = "a table: [storage] with directory = \"/var/backups/db\"";
-    if top.place("storage").is_none() {
-        top.report().missing(&top.span, format_args!("the file needs `storage`: {form}"));
-    }
-    let section = top.section("storage", "[storage]", form)?;
-    let directory = section.required("directory", "the absolute path where the backups go");
-    let directory = directory.and_then(|path| absolute(&section, "directory", path));
-    section.finish(&ELSEWHERE);
-    directory.filter(|at| {
-        let root = at.value == Path::new("/");
-        if root {
-            top.report().problem(&at.span, "`directory` is the root of the file system");
-        }
-        !root
     })
 }
 
@@ -175,7 +166,11 @@ fn apart(
     }
 }
 
-fn absolute(section: &Section<'_, '_>, key: &str, path: At<String>) -> Option<At<PathBuf>> {
+pub(super) fn absolute(
+    section: &Section<'_, '_>,
+    key: &str,
+    path: At<String>,
+) -> Option<At<PathBuf>> {
     match check_path(key, &path.value) {
         Ok(value) => Some(At { value, span: path.span }),
         Err(message) => {

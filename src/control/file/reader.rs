@@ -141,6 +141,15 @@ impl<'r, 'i> Section<'r, 'i> {
         value
     }
 
+    /// `true` or `false`.
+    pub(super) fn boolean(&self, key: &'static str) -> Option<At<bool>> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Some(At { value: *flag, span: value.span() }),
+            _ => self.wrong(key, value, "true or false"),
+        }
+    }
+
     /// A whole number within a range.
     pub(super) fn number(
         &self,

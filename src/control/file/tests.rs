@@ -1,5 +1,7 @@
 //! By claim: what a good file means, and that every mistake is found with its line, all at once.
 
+use std::path::Path;
+
 use super::*;
 use crate::model::{Engine, Way};
 
@@ -38,7 +40,7 @@ keep = { last = 3 }
 #[test]
 fn a_good_file() {
     let settings = parse(GOOD).unwrap();
-    assert_eq!(settings.storage_dir(), Path::new("/var/backups/db"));
+    assert_eq!(settings.storage.directory(), Some(Path::new("/var/backups/db")));
     assert_eq!(settings.master_key, Path::new("/etc/backupy/master.key"));
     assert_eq!((settings.max_parallel, settings.backups.len()), (2, 2));
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
@@ -276,6 +278,59 @@ fn files_that_cannot_be_read() {
     assert!(load(&path).unwrap_err()[0].message.contains("larger than 1 MiB"));
     std::fs::write(&path, GOOD).unwrap();
     assert!(load(&path).is_ok());
+}
+
+const BACKUP: &str = "[[backup]]\nname = \"a\"\ndatabase = \"sqlite:///a.db\"\nevery = \"1h\"\nkeep = { last = 1 }\n";
+
+#[test]
+fn a_bucket_instead_of_a_directory() {
+    let text = format!(
+        "[storage]\ns3 = {{ bucket = \"b\", prefix = \"/web/1\", region = \"eu-west-1\", \
+         access_key = \"env:K\", secret_key = \"file:/s\" }}\n{BACKUP}"
+    );
+    let settings = parse(&text).unwrap();
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    let StorageSettings::S3(bucket) = &settings.storage else { panic!("{:?}", settings.storage) };
+    assert_eq!(bucket.endpoint, "https://s3.eu-west-1.amazonaws.com");
+    assert_eq!((bucket.prefix.as_str(), bucket.path_style), ("web/1/", false));
+    assert_eq!(settings.storage.directory(), None);
+    let shown = format!("{settings:?} {}", settings.storage);
+    assert!(shown.contains("s3://b/web/1/") && !shown.contains("file:/s"), "{shown}");
+}
+
+#[test]
+fn every_mistake_about_a_bucket_has_its_line() {
+    let text = format!(
+        "[storage.s3]\nbuckett = \"b\"\nprefix = \"../x\"\nendpoint = \"http://far.example\"\n\
+         path_style = 1\naccess_key = \"env:\"\nsecret_key = \"5ec7e7\"\n{BACKUP}"
+    );
+    let found = problems(&text);
+    for (line, words) in [
+        (1, "needs `bucket`"),
+        (2, "did you mean `bucket`?"),
+        (3, "`prefix`"),
+        (4, "insecure_http"),
+        (5, "`path_style`"),
+        (6, "`access_key`"),
+    ] {
+        let named = |(at, why): &(usize, String)| *at == line && why.contains(words);
+        assert!(found.iter().any(named), "{line} {words}: {found:?}");
+    }
+    assert_eq!(found.len(), 6, "{found:?}");
+    assert!(!format!("{found:?}").contains("5ec7e7"));
+
+    let both = format!("[storage]\ndirectory = \"/x\"\ns3 = {{}}\n{BACKUP}");
+    assert_eq!(
+        problems(&both),
+        [(3, "both `directory` and `s3`: the backups go to one place".into())]
+    );
+    let text = format!(
+        "[storage.s3]\nbucket = \"b\"\nendpoint = \"http://far.example\"\ninsecure_http = true\n\
+         access_key = \"AK\"\nsecret_key = \"5ec7e7\"\n{BACKUP}"
+    );
+    let warnings = parse(&text).unwrap().warnings;
+    assert_eq!(warnings.iter().map(|warning| warning.line).collect::<Vec<_>>(), [4, 6]);
+    assert!(!format!("{warnings:?}").contains("5ec7e7"));
 }
 
 #[test]

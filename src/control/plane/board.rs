@@ -55,6 +55,8 @@ pub(super) struct Board {
     pub config_version: u64,
     pub planner: Planner,
     pub line: Option<Line>,
+    /// Whether the agent can upload in parts.
+    pub in_parts: bool,
     /// When the agent said something last, Unix milliseconds.
     pub heard_ms: u64,
     pub open: BTreeMap<String, Tracked>,
@@ -72,6 +74,7 @@ impl Board {
             config_version,
             planner,
             line: None,
+            in_parts: false,
             heard_ms: 0,
             open: BTreeMap::new(),
             followers: Vec::new(),

@@ -4,6 +4,8 @@
 //! knows (the state directory was emptied, say) is said in the log and then let go: it can never be stored,
 //! and the agent would offer it for ever.
 
+mod uploads;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,7 +28,9 @@ use crate::control::keys::{Fresh, KeyError, MasterKey};
 use crate::control::manifest::Trigger;
 use crate::control::schedule::{Mark, Start};
 use crate::control::storage::sign::Signer;
-use crate::control::storage::{Directory, ObjectKey, Storage as _, StorageError, Stored};
+use crate::control::storage::{
+    AnyStorage, ObjectKey, Reach, S3, Storage as _, StorageSettings, Stored,
+};
 use crate::control::view::RunView;
 use crate::model::UploadCreds;
 use crate::secret::{Secret, SecretBytes};
@@ -35,18 +39,11 @@ use crate::wire::BackupCompleted;
 
 /// Name of the control plane's own store in the state directory.
 const STORE_DIR: &str = "control";
-/// A URL is good for at least so long.
-const URL_MIN: Duration = Duration::from_secs(3600);
-/// Beyond the run's timeout, for the upload itself.
-const URL_MARGIN: Duration = Duration::from_secs(600);
-/// And at most so long.
-const URL_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Largest artifact, bytes: more than any PUT.
-const ARTIFACT_MAX: u64 = 1 << 44;
 /// The time is noted, and the storage tidied, at least so often.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 const TIDY_EVERY_MS: u64 = 6 * 3_600_000;
 const TIDY_AGAIN_MS: u64 = 10 * 60_000;
+const STORAGE_AGAIN_MS: u64 = 60_000;
 
 /// What became of a reported artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,18 +69,22 @@ pub struct Order {
 #[derive(Debug)]
 pub struct Books {
     catalogue: Catalogue,
-    storage: Directory,
+    storage: AnyStorage,
     master: Mutex<MasterKey>,
     begin: Mutex<()>,
+    /// Held while an upload in parts is created and written down, and while one is looked for.
+    uploads: Mutex<()>,
     clock: Mutex<Clock>,
 }
 
 /// When things were looked at last.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Clock {
     seen: LastSeen,
     looked: Option<Instant>,
     tidy_at_ms: u64,
+    storage_at_ms: u64,
+    uploads_at_ms: u64,
 }
 
 impl Books {
@@ -91,17 +92,29 @@ impl Books {
     ///
     /// # Errors
     /// See [`BooksError`].
-    pub fn open(settings: &Settings, agent_key: &Secret) -> Result<Self, BooksError> {
+    pub fn open(
+        settings: &Settings,
+        agent_key: &Secret,
+        reach: &Reach,
+    ) -> Result<Self, BooksError> {
         let catalogue = open_catalogue(&settings.state_dir, agent_key)?;
         let storage = match catalogue.storage_id()? {
-            Some(id) => Directory::open(settings.storage_dir(), Some(&id))?,
+            Some(id) => settings.storage.open_known(reach, &id)?,
             None => {
-                let storage = Directory::open_or_init(settings.storage_dir())?;
+                let storage = settings.storage.open_or_init(reach)?;
                 catalogue.set_storage_id(storage.id())?;
                 storage
             }
         };
-        let storage = storage.signed_with(Signer::from_secret(agent_key));
+        let storage = match storage {
+            AnyStorage::Directory(directory) => {
+                AnyStorage::Directory(directory.signed_with(Signer::from_secret(agent_key)))
+            }
+            AnyStorage::S3(s3) => {
+                probe(&s3)?;
+                AnyStorage::S3(s3)
+            }
+        };
         let fresh = || {
             let unclear = |error: &dyn fmt::Display| KeyError::Unclear(error.to_string());
             Ok(Fresh {
@@ -109,7 +122,7 @@ impl Books {
                 catalogue_empty: catalogue.is_empty().map_err(|error| unclear(&error))?,
             })
         };
-        let place = (&settings.master_key, Some(settings.storage_dir()));
+        let place = (&settings.master_key, settings.storage.directory());
         let (master, new) = MasterKey::load_or_create(place.0, place.1, fresh, unix_ms())?;
         if new {
             log::warn!(
@@ -119,9 +132,11 @@ impl Books {
                 place.0.display()
             );
         }
-        let swept = storage.sweep()?;
-        if swept > 0 {
-            log::info!("removed {swept} unfinished uploads of an earlier process");
+        if let Some(directory) = storage.directory() {
+            let swept = directory.sweep()?;
+            if swept > 0 {
+                log::info!("removed {swept} unfinished uploads of an earlier process");
+            }
         }
         let books = Self::new(catalogue, storage, master);
         books.adopt(&settings.master_key)?;
@@ -129,21 +144,29 @@ impl Books {
         Ok(books)
     }
 
-    /// Opens what is there for a command beside an `up` that is not running; makes nothing.
+    /// Opens what is there for a command beside an `up` that is not running; makes nothing. A bucket is not asked
+    /// before it is needed.
     ///
     /// # Errors
     /// See [`BooksError`]; a running `up` holds the store.
     pub fn open_offline(
         state_dir: &Path,
-        storage: &Path,
+        storage: &StorageSettings,
         master_key: &Path,
+        reach: &Reach,
     ) -> Result<Self, BooksError> {
         let agent_key =
             existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
         let catalogue = open_catalogue(state_dir, &agent_key)?;
-        let directory = Directory::open(storage, catalogue.storage_id()?.as_deref())?;
-        let master = MasterKey::load(master_key, Some(storage))?;
-        Ok(Self::new(catalogue, directory, master))
+        let id = catalogue.storage_id()?;
+        let opened = match (storage, &id) {
+            (StorageSettings::S3(bucket), Some(id)) => {
+                AnyStorage::S3(S3::known(bucket, reach, id)?)
+            }
+            _ => storage.open(reach, id.as_deref())?,
+        };
+        let master = MasterKey::load(master_key, storage.directory())?;
+        Ok(Self::new(catalogue, opened, master))
     }
 
     /// As [`Self::open_offline`], but on a new machine it makes the state that is missing, as `up` would; for a
@@ -153,23 +176,21 @@ impl Books {
     /// See [`BooksError`].
     pub fn open_to_rebuild(
         state_dir: &Path,
-        storage: &Path,
+        storage: &StorageSettings,
         master_key: &Path,
+        reach: &Reach,
     ) -> Result<Self, BooksError> {
-        let master = MasterKey::load(master_key, Some(storage))?;
-        let directory = Directory::open(storage, None)?;
+        let master = MasterKey::load(master_key, storage.directory())?;
+        let opened = storage.open(reach, None)?;
         let agent_key = private_dir(state_dir)
             .and_then(|()| agent_key(state_dir))
             .map_err(|error| BooksError::AgentKey(error.to_string()))?;
         let catalogue = open_catalogue(state_dir, &agent_key)?;
         match catalogue.storage_id()? {
-            Some(known) if known != directory.id() => {
-                return Err(StorageError::Another { root: storage.to_owned() }.into());
-            }
-            Some(_) => {}
-            None => catalogue.set_storage_id(directory.id())?,
+            Some(known) => opened.is_known_as(&known)?,
+            None => catalogue.set_storage_id(opened.id())?,
         }
-        Ok(Self::new(catalogue, directory, master))
+        Ok(Self::new(catalogue, opened, master))
     }
 
     /// As [`Self::open_offline`], over a storage and a key that are open already.
@@ -178,7 +199,7 @@ impl Books {
     /// See [`BooksError`].
     pub fn open_beside(
         state_dir: &Path,
-        storage: &Directory,
+        storage: &AnyStorage,
         master: &MasterKey,
     ) -> Result<Self, BooksError> {
         let agent_key =
@@ -187,13 +208,14 @@ impl Books {
         Ok(Self::new(catalogue, storage.clone(), master.clone()))
     }
 
-    fn new(catalogue: Catalogue, storage: Directory, master: MasterKey) -> Self {
-        let clock = Clock { seen: LastSeen::default(), looked: None, tidy_at_ms: 0 };
+    fn new(catalogue: Catalogue, storage: AnyStorage, master: MasterKey) -> Self {
+        let clock = Clock::default();
         Self {
             catalogue,
             storage,
             master: Mutex::new(master),
             begin: Mutex::default(),
+            uploads: Mutex::default(),
             clock: Mutex::new(clock),
         }
     }
@@ -242,7 +264,7 @@ impl Books {
     }
 
     /// The storage.
-    pub fn storage(&self) -> &Directory {
+    pub fn storage(&self) -> &AnyStorage {
         &self.storage
     }
 
@@ -292,34 +314,6 @@ impl Books {
         }
         self.catalogue.begin(&run, start.map(|start| &start.mark))?;
         Ok(run_id)
-    }
-
-    /// A new object and a URL for it, for the next attempt of an open run.
-    pub(super) fn order(
-        &self,
-        run_id: &str,
-        timeout: Duration,
-        now_ms: u64,
-    ) -> Result<Order, BooksError> {
-        let unknown = || CatalogueError::Unknown { run_id: run_id.to_owned() };
-        let run = self.catalogue.get(run_id)?.ok_or_else(unknown)?;
-        let wrapped = run.key.as_ref().ok_or_else(unknown)?;
-        let data_key = lock(&self.master).unwrap(run_id, wrapped)?;
-        let attempt = run.attempts.saturating_add(1);
-        let key = ObjectKey::new(&run.backup, run_id, attempt, now_ms)
-            .map_err(|error| BooksError::Io(std::io::Error::other(error)))?;
-        let good_for = timeout.saturating_add(URL_MARGIN).clamp(URL_MIN, URL_MAX);
-        let good_for_ms = u64::try_from(good_for.as_millis()).unwrap_or(u64::MAX);
-        let until_ms = now_ms.saturating_add(good_for_ms);
-        let presigned = self.storage.presign_put(&key, ARTIFACT_MAX, until_ms)?;
-        self.catalogue.issue(run_id, &key, until_ms)?;
-        let creds = UploadCreds {
-            put_url: presigned.url,
-            expires_at_ms: presigned.expires_at_ms,
-            object_key: key.to_string(),
-            ..UploadCreds::default()
-        };
-        Ok(Order { creds, data_key: SecretBytes::new(data_key.expose()) })
     }
 
     /// Whether somebody waits for this object.
@@ -424,8 +418,34 @@ impl Books {
         clock.tidy_at_ms
     }
 
+    /// Looks for a storage that was out of reach; returns when that will be again.
+    pub(super) fn look_for_storage(&self, now_ms: u64) -> u64 {
+        let Some(s3) = self.storage.s3().filter(|s3| s3.is_away()) else { return u64::MAX };
+        {
+            let mut clock = lock(&self.clock);
+            if now_ms < clock.storage_at_ms && clock.storage_at_ms <= now_ms + STORAGE_AGAIN_MS {
+                return clock.storage_at_ms;
+            }
+            clock.storage_at_ms = now_ms + STORAGE_AGAIN_MS;
+        }
+        match s3.probe() {
+            Ok(()) => {
+                log::info!("the storage is there again");
+                self.tidy_soon();
+                u64::MAX
+            }
+            Err(error) => {
+                log::error!("{error}; the next look is in a minute");
+                now_ms + STORAGE_AGAIN_MS
+            }
+        }
+    }
+
     fn tidy_soon(&self) {
-        lock(&self.clock).tidy_at_ms = 0;
+        let mut clock = lock(&self.clock);
+        clock.tidy_at_ms = 0;
+        // An earlier attempt may have left an upload.
+        clock.uploads_at_ms = 0;
     }
 
     pub(super) fn run(&self, run_id: &str) -> Result<Option<RunView>, BooksError> {
@@ -499,6 +519,17 @@ impl Books {
         let mut master = lock(&self.master);
         *master = master.rotate(path, now_ms)?;
         Ok(master.id().to_owned())
+    }
+}
+
+/// Finds out at the start what would be missed some night. A bucket that is only out of reach is waited for.
+fn probe(s3: &S3) -> Result<(), BooksError> {
+    match s3.probe() {
+        Err(error) if error.is_away() => {
+            log::error!("{error}; backups wait until it is back");
+            Ok(())
+        }
+        other => Ok(other?),
     }
 }
 

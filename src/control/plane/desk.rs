@@ -3,20 +3,23 @@
 //! Everything here is idempotent by run and kind of result, so that an agent may say the same thing in
 //! any session again. What came with an entry id that was dealt with is not even looked at.
 
+use std::time::Duration;
+
 use super::{LOCAL_AGENT, Plane, RUN_PREFIX};
 use crate::clock::unix_ms;
 use crate::control::plane::board::Asks;
-use crate::control::session::{Desk, Line, NotStored};
+use crate::control::session::{Command, Desk, Line, NotStored};
 use crate::model::AgentConfig;
 use crate::wire::{
-    Ack, AgentMessage, BackupCompleted, Header, JobStatus, JobUpdate, LogEvent, LogLevel, Register,
+    Ack, AgentMessage, BackupCompleted, Header, JobStatus, JobUpdate, LogEvent, LogLevel,
+    MULTIPART, PartUrlsRequest, Register, ServerMessage,
 };
 
 use super::books::Completed;
 use super::error::BooksError;
 
 impl Desk for Plane {
-    fn welcome(&self, agent: &str, _: &Register, line: &Line) -> AgentConfig {
+    fn welcome(&self, agent: &str, register: &Register, line: &Line) -> AgentConfig {
         debug_assert_eq!(agent, LOCAL_AGENT);
         let now_ms = unix_ms();
         let (config, old) = {
@@ -26,6 +29,7 @@ impl Desk for Plane {
                 board.hung_up(old, now_ms);
             }
             board.line = Some(line.clone());
+            board.in_parts = register.capabilities.iter().any(|one| one == MULTIPART);
             board.heard_ms = now_ms;
             (board.settings.agent_config(board.config_version), old)
         };
@@ -60,6 +64,7 @@ impl Plane {
         match message {
             AgentMessage::JobUpdate(update) => self.job_update(&update, now_ms),
             AgentMessage::BackupCompleted(completed) => self.completed(&completed, now_ms),
+            AgentMessage::PartUrlsRequest(request) => self.more_parts(&request, now_ms),
             AgentMessage::Ack(ack) => self.acknowledged(&ack, now_ms),
             AgentMessage::Log(event) => {
                 repeat(&event);
@@ -71,8 +76,6 @@ impl Plane {
             | AgentMessage::HealthResult(_)
             | AgentMessage::RestoreUpdate(_)
             | AgentMessage::Register(_)
-            // It creates no multipart uploads.
-            | AgentMessage::PartUrlsRequest(_)
             | AgentMessage::Unknown => Ok(()),
         }
     }
@@ -125,6 +128,20 @@ impl Plane {
             }
             Completed::Untrue(why) => self.end(&report.run_id, false, &why, now_ms),
         }
+    }
+
+    /// Answers an upload that goes on; it asks again where nothing comes.
+    fn more_parts(&self, request: &PartUrlsRequest, now_ms: u64) -> Result<(), BooksError> {
+        let (line, timeout) = {
+            let board = self.board();
+            let Some(line) = board.line.clone() else { return Ok(()) };
+            let run = board.open.get(&request.run_id);
+            (line, run.map_or(Duration::ZERO, |run| run.open.timeout))
+        };
+        let answer = self.0.books.more_parts(request, timeout, now_ms)?;
+        let correlation_id = format!("parts/{}/{}", request.run_id, request.first_part);
+        line.send(Command { correlation_id, message: ServerMessage::PartUrls(answer) });
+        Ok(())
     }
 
     fn acknowledged(&self, ack: &Ack, now_ms: u64) -> Result<(), BooksError> {

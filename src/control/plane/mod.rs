@@ -162,11 +162,13 @@ impl Plane {
         if let Err(error) = self.0.books.saw(now_ms) {
             log::error!("failed to note the time in the catalogue: {error}");
         }
+        let looked = self.0.books.look_for_storage(now_ms);
         let planned = self.start_due(now_ms);
         let watched = self.watch(now_ms);
         self.send_waiting(now_ms);
+        let given_up = self.0.books.give_up_uploads(now_ms);
         let tidied = self.0.books.tidy(&self.settings(), now_ms);
-        planned.min(watched).min(tidied)
+        planned.min(watched).min(tidied).min(looked).min(given_up)
     }
 
     /// Begins a run that a person asked for, or finds the open one; returns its id.

@@ -97,16 +97,18 @@ impl Plane {
 
     /// Sends RunBackup with a new object key; a repeat of an open run only replaces its credentials.
     pub(super) fn send(&self, run_id: &str, now_ms: u64) {
-        let (line, backup, manual, timeout, count) = {
+        let (line, backup, manual, timeout, count, in_parts) = {
             let mut board = self.board();
             let Some(line) = board.line.clone() else { return };
+            let in_parts = board.in_parts;
             let Some(run) = board.open.get_mut(run_id) else { return };
             run.sent += 1;
-            (line, run.backup.clone(), run.manual, run.open.timeout, run.sent)
+            (line, run.backup.clone(), run.manual, run.open.timeout, run.sent, in_parts)
         };
         let key_file = &self.settings().master_key;
         let order = self.0.books.key_in_place(key_file);
-        let order = match order.and_then(|()| self.0.books.order(run_id, timeout, now_ms)) {
+        let order = match order.and_then(|()| self.0.books.order(run_id, timeout, in_parts, now_ms))
+        {
             Ok(order) => order,
             Err(error) => return self.not_ordered(run_id, manual, &error, now_ms),
         };

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Plane;
-use crate::control::file::{Backup, StorageSettings};
+use crate::control::file::Backup;
 use crate::control::storage::Storage as _;
 use crate::control::view::RunView;
 use crate::control::watch::{Open, Verdict};
@@ -17,10 +17,7 @@ impl Plane {
     pub fn status(&self, now_ms: u64) -> (Value, Vec<String>) {
         let settings = self.settings();
         let mut problems = Vec::new();
-        let StorageSettings::Directory(directory) = &settings.storage;
-        if let Err(error) = self.0.books.storage().check() {
-            problems.push(error.to_string());
-        }
+        problems.extend(self.0.books.storage().trouble());
         if let Err(error) = self.0.books.key_in_place(&settings.master_key) {
             problems.push(format!(
                 "{error} (this process still holds it: `backupy key rotate` writes the file again)"
@@ -36,7 +33,7 @@ impl Plane {
             (board.line.is_some(), board.heard_ms, board.config_version)
         };
         let control = json!({
-            "storage": directory.display().to_string(),
+            "storage": settings.storage.to_string(),
             "agent_connected": connected,
             "agent_heard_ms": heard_ms,
             "config_version": version,

@@ -8,14 +8,17 @@ use std::path::Path;
 use ring::digest::{SHA256, digest};
 
 use super::*;
+use crate::config::{Flags, HostConfig};
 use crate::control::connect::Agents;
 use crate::control::file;
 use crate::control::http::{Limits, Server};
 use crate::control::server;
 use crate::control::session::{Desk, Line, Timing};
+use crate::control::storage::Reach;
 use crate::hex::hex;
-use crate::model::UploadCreds;
+use crate::model::{Trust, UploadCreds};
 use crate::secret::Secret;
+use crate::thread::Cancel;
 use crate::wire::{
     Ack, AgentMessage, BackupCompleted, Header, JobStatus, JobUpdate, Register, RunBackup,
 };
@@ -39,6 +42,11 @@ fn settings(dir: &Path, backups: &str) -> Settings {
     file::parse(&text).unwrap()
 }
 
+fn reach() -> Reach {
+    let host = HostConfig::load(&|_| None, &Flags::default(), Trust::Local).unwrap();
+    Reach { proxy: host.proxy, policy: host.policy, cancel: Cancel::new().unwrap() }
+}
+
 const APP: &str = "[[backup]]\nname = \"app\"\ndatabase = \"sqlite:///srv/app.db\"\nevery = \"6h\"\ntimeout = \"1h\"\n";
 
 impl Bench {
@@ -49,13 +57,13 @@ impl Bench {
     fn open(dir: tempfile::TempDir, backups: &str) -> Self {
         std::fs::create_dir_all(dir.path().join("state")).unwrap();
         let settings = settings(dir.path(), backups);
-        let books = Books::open(&settings, &Secret::new("bkpy_test_key")).unwrap();
+        let books = Books::open(&settings, &Secret::new("bkpy_test_key"), &reach()).unwrap();
         let notifier = Notifier::start(settings.failure_hook(), PATIENCE).unwrap();
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms()).unwrap();
         let agents = Agents::new([]).unwrap();
         let (timing, limits) = (Timing::default(), Limits::default());
         let server = server::start(plane.clone(), agents, timing, limits, None).unwrap();
-        plane.books().storage().serve_at(server.addr());
+        plane.books().storage().directory().unwrap().serve_at(server.addr());
         Self { dir, plane, server }
     }
 
@@ -464,7 +472,7 @@ fn another_master_key_is_refused_with_and_without_a_catalogue() {
     drop((server, plane));
     swap_key(dir.path());
     let settings = settings(dir.path(), APP);
-    let open = || Books::open(&settings, &Secret::new("bkpy_test_key"));
+    let open = || Books::open(&settings, &Secret::new("bkpy_test_key"), &reach());
     let error = open().unwrap_err();
     assert!(error.to_string().starts_with("1 backups in the storage cannot be opened"), "{error}");
     std::fs::remove_dir_all(dir.path().join("state/control")).unwrap();
@@ -484,11 +492,12 @@ fn a_rebuilt_catalogue_waits_for_its_storage() {
     let settings = settings(dir.path(), APP);
     let key = crate::control::embedded::existing_agent_key(&state);
     let Ok(key) = key else { panic!("{key:?}") };
-    let offline = Books::open_offline(&state, &storage, &settings.master_key).unwrap();
+    let offline =
+        Books::open_offline(&state, &settings.storage, &settings.master_key, &reach()).unwrap();
     assert_eq!(offline.rebuild().unwrap()["good"], 1);
     drop(offline);
     std::fs::rename(&storage, dir.path().join("away")).unwrap();
-    let error = Books::open(&settings, &key).unwrap_err();
+    let error = Books::open(&settings, &key, &reach()).unwrap_err();
     assert!(error.to_string().contains("is its disk mounted?"), "{error}");
     assert!(!storage.exists());
 }

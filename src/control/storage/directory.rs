@@ -19,13 +19,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::sign::{Method, Permit, Signer};
-use super::{Listed, MANIFEST_MAX, ObjectKey, Presigned, Put, Storage, StorageError};
+use super::{
+    Listed, MANIFEST, MANIFEST_MAX, ObjectKey, Presigned, Put, Storage, StorageError, marker,
+};
 use crate::control::durable::{self, Existing, PART};
 
-/// Name of the marker.
-pub const MARKER: &str = ".backupy-storage";
-const MARKER_HEAD: &str = "backupy storage 1\nid ";
-const MANIFEST: &str = ".json";
+pub use super::marker::MARKER;
 
 /// So much stays free on the storage's disk.
 const RESERVE_BYTES: u64 = 32 << 20;
@@ -76,6 +75,11 @@ impl Directory {
             }
             other => other,
         }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.root.path
     }
 
     /// Signs URLs so that they outlive this process; to be set before the first one is issued.
@@ -155,6 +159,14 @@ impl Storage for Directory {
 
     fn check(&self) -> Result<(), StorageError> {
         self.root.check()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.root.check().err().map(|error| error.to_string())
+    }
+
+    fn hashes_uploads(&self) -> bool {
+        true
     }
 
     fn presign_put(
@@ -351,8 +363,7 @@ fn is_orphan(path: &Path) -> bool {
 
 fn init(root: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(root)?;
-    let marker = format!("{MARKER_HEAD}{}\n", durable::random_hex(16)?);
-    durable::write(&root.join(MARKER), marker.as_bytes(), 0o600, Existing::Keep)
+    durable::write(&root.join(MARKER), marker::fresh()?.as_bytes(), 0o600, Existing::Keep)
 }
 
 fn read_marker(root: &Path) -> Result<String, StorageError> {
@@ -364,15 +375,13 @@ fn read_marker(root: &Path) -> Result<String, StorageError> {
         _ => io_error(&path, error),
     })?;
     let mut text = String::new();
-    let read = file.take(200).read_to_string(&mut text);
+    let read = file.take(marker::MAX).read_to_string(&mut text);
     let damaged = || StorageError::Marker { root: root.to_owned() };
     read.map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => damaged(),
         _ => io_error(&path, error),
     })?;
-    let id = text.strip_prefix(MARKER_HEAD).and_then(|rest| rest.strip_suffix('\n'));
-    let hex = |id: &&str| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    id.filter(hex).map(str::to_owned).ok_or_else(damaged)
+    marker::id(&text).map(str::to_owned).ok_or_else(damaged)
 }
 
 fn io_error(path: &Path, error: io::Error) -> StorageError {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::ObjectKey;
+use super::s3::S3Error;
 
 /// See the variants.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub enum StorageError {
     },
     /// URLs were asked for where nobody serves them.
     NotServed,
+    /// A bucket.
+    S3(Box<S3Error>),
     /// Reading or writing.
     Io {
         /// What was read or written.
@@ -80,6 +83,7 @@ impl StorageError {
             Self::NotMounted { .. } | Self::Full { .. } | Self::Short { .. } | Self::Io { .. } => {
                 true
             }
+            Self::S3(error) => error.fault.retry(),
             Self::Another { .. }
             | Self::Marker { .. }
             | Self::NotFound { .. }
@@ -88,6 +92,17 @@ impl StorageError {
             | Self::ManifestTooLarge { .. }
             | Self::NotServed => false,
         }
+    }
+
+    /// Whether the storage just cannot be reached at the moment; what is known about it still holds.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::S3(error) if error.fault.is_away())
+    }
+}
+
+impl From<S3Error> for StorageError {
+    fn from(error: S3Error) -> Self {
+        Self::S3(Box::new(error))
     }
 }
 
@@ -129,6 +144,7 @@ impl fmt::Display for StorageError {
                 write!(f, "the manifest of {key} is too large to be one")
             }
             Self::NotServed => f.write_str("the storage directory is served by `backupy up` only"),
+            Self::S3(error) => error.fmt(f),
             Self::Io { path, error } => write!(f, "failed to use {}: {error}", path.display()),
         }
     }
@@ -138,6 +154,7 @@ impl std::error::Error for StorageError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io { error, .. } => Some(error),
+            Self::S3(error) => Some(error),
             _ => None,
         }
     }

@@ -5,12 +5,15 @@
 //! short-lived URLs, so that the agent uploads to any kind in the same way; everything else is for the control
 //! plane itself. In which order the two files come and go is [`commit`](super::commit)'s business.
 //!
-//! [`directory`] is a directory on this host. S3 is the other kind that this seam is made for.
+//! [`directory`] is a directory on this host, [`s3`] a bucket of an S3-compatible service.
 
+mod any;
 pub mod directory;
 mod error;
 mod key;
+mod marker;
 mod put;
+pub mod s3;
 pub mod sign;
 
 #[cfg(test)]
@@ -18,12 +21,19 @@ mod tests;
 
 use std::io::Read;
 
+use crate::config::{HostPolicy, ProxySettings};
 use crate::secret::Secret;
+use crate::thread::Cancel;
 
+pub use any::{AnyStorage, StorageForm, StorageSettings};
 pub use directory::Directory;
 pub use error::StorageError;
 pub use key::{KeyFormError, ObjectKey};
 pub use put::{Put, Stored};
+pub use s3::S3;
+
+/// End of a manifest's name, behind its artifact's.
+const MANIFEST: &str = ".json";
 
 /// Largest manifest, in bytes.
 pub const MANIFEST_MAX: u64 = 64 << 10;
@@ -35,6 +45,17 @@ pub struct Presigned {
     pub url: Secret,
     /// Until when, Unix milliseconds.
     pub expires_at_ms: u64,
+}
+
+/// What a storage elsewhere is reached with.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// A forward proxy.
+    pub proxy: ProxySettings,
+    /// Which references to keys are followed.
+    pub policy: HostPolicy,
+    /// Ends every wait.
+    pub cancel: Cancel,
 }
 
 /// What is stored under a key.
@@ -59,7 +80,13 @@ pub trait Storage: Send + Sync {
     /// When it is not; nothing is written to it then.
     fn check(&self) -> Result<(), StorageError>;
 
-    /// A URL to which at most `max_bytes` can be PUT.
+    /// What is wrong with it as far as is known at once, without asking another machine.
+    fn trouble(&self) -> Option<String>;
+
+    /// Whether uploads pass through this process, which hashes them. Otherwise an artifact's hash is its agent's word.
+    fn hashes_uploads(&self) -> bool;
+
+    /// A URL to which at most `max_bytes` can be PUT (a kind that cannot limit it says so).
     ///
     /// # Errors
     /// When the storage cannot be used.

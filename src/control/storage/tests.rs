@@ -1,4 +1,5 @@
-//! The conformance suite of storages, and what is the directory's own: marker, URLs, half-written files.
+//! What is the directory's own: marker, URLs, half-written files. What it shares with other kinds is in
+//! `tests/it/storage.rs`.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,63 +15,6 @@ fn read(storage: &dyn Storage, at: &ObjectKey) -> Vec<u8> {
     let mut bytes = Vec::new();
     storage.open(at).unwrap().read_to_end(&mut bytes).unwrap();
     bytes
-}
-
-/// Uploads to a URL as an agent would.
-type Upload<'a> = dyn Fn(&Presigned, &[u8]) -> Result<(), String> + 'a;
-
-/// What every storage must do, whatever its kind.
-fn conforms(storage: &dyn Storage, put: &Upload<'_>) {
-    storage.check().unwrap();
-    assert!(storage.list().unwrap().is_empty());
-    let (one, two) = (key("a/one.bky"), key("b.c/two.bky"));
-
-    assert!(matches!(storage.open(&one), Err(StorageError::NotFound { .. })));
-    assert!(matches!(storage.read_manifest(&one), Err(StorageError::NotFound { .. })));
-    assert_eq!(storage.size(&one).unwrap(), None);
-
-    let body = vec![7u8; 300_000];
-    let url = storage.presign_put(&one, 1 << 20, u64::MAX).unwrap();
-    assert!(put(&url, &vec![0; (1 << 20) + 1]).is_err(), "beyond the limit");
-    assert_eq!(storage.size(&one).unwrap(), None);
-    put(&url, &body).unwrap();
-    assert_eq!(read(storage, &one), body);
-    assert_eq!(storage.size(&one).unwrap(), Some(300_000));
-    put(&url, b"again").unwrap();
-    assert_eq!(read(storage, &one), b"again", "an upload whose answer was lost is repeated");
-
-    assert_eq!(
-        storage.list().unwrap(),
-        [Listed { key: one.clone(), size_bytes: Some(5), manifest: false }]
-    );
-    storage.write_manifest(&one, b"{}").unwrap();
-    storage.write_manifest(&one, b"{1}").unwrap();
-    assert_eq!(storage.read_manifest(&one).unwrap(), b"{1}");
-    let large = vec![b' '; usize::try_from(MANIFEST_MAX).unwrap() + 1];
-    assert!(matches!(
-        storage.write_manifest(&one, &large),
-        Err(StorageError::ManifestTooLarge { .. })
-    ));
-
-    let url = storage.presign_put(&two, 10, u64::MAX).unwrap();
-    put(&url, b"").unwrap();
-    let listed = storage.list().unwrap();
-    assert_eq!(
-        listed.iter().map(|l| l.key.as_str()).collect::<Vec<_>>(),
-        ["a/one.bky", "b.c/two.bky"]
-    );
-    assert_eq!(listed.iter().map(|l| l.manifest).collect::<Vec<_>>(), [true, false]);
-
-    storage.delete_artifact(&one).unwrap();
-    assert_eq!(
-        storage.list().unwrap()[0],
-        Listed { key: one.clone(), size_bytes: None, manifest: true }
-    );
-    storage.delete_manifest(&one).unwrap();
-    storage.delete_manifest(&one).unwrap();
-    storage.delete_artifact(&one).unwrap();
-    storage.delete_artifact(&two).unwrap();
-    assert!(storage.list().unwrap().is_empty());
 }
 
 fn target(url: &Presigned) -> String {
@@ -94,12 +38,6 @@ fn directory() -> (tempfile::TempDir, Directory) {
 
 fn root(dir: &tempfile::TempDir) -> std::path::PathBuf {
     dir.path().join("new/storage")
-}
-
-#[test]
-fn a_directory_conforms() {
-    let (_dir, storage) = directory();
-    conforms(&storage, &|url, body| put(&storage, url, body).map(|_| ()));
 }
 
 #[test]

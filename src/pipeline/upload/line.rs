@@ -37,6 +37,7 @@ const OUTPUT_BUFFER: usize = 128 << 10;
 #[derive(Default)]
 pub(super) struct Exchange {
     early: AtomicBool,
+    stream: AtomicBool,
     fault: Mutex<Option<Fault>>,
 }
 
@@ -44,6 +45,11 @@ impl Exchange {
     /// Whether the answer came before the request was sent.
     pub(super) fn answered_early(&self) -> bool {
         self.early.load(Ordering::Relaxed)
+    }
+
+    /// From now on the answer may take as long as it likes, as long as something of it comes.
+    pub(super) fn stream(&self) {
+        self.stream.store(true, Ordering::Relaxed);
     }
 
     /// What ended the line, if anything did.
@@ -180,8 +186,12 @@ impl Transport for Line {
     }
 
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, ureq::Error> {
-        let timeout = self.timing.answer;
-        let deadline = *self.answer.get_or_insert_with(|| Deadline::after(timeout));
+        let streams = self.socket.exchange.stream.load(Ordering::Relaxed);
+        let timeout = if streams { self.timing.stall } else { self.timing.answer };
+        let deadline = match streams {
+            true => Deadline::after(timeout),
+            false => *self.answer.get_or_insert_with(|| Deadline::after(timeout)),
+        };
         let received = self.socket.receive(self.buffers.input_append_buf(), deadline);
         let count = match received {
             Ok(Some(count)) => Ok(count),

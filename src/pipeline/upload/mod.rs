@@ -13,6 +13,7 @@
 //! - No error and no log line has the URL's query string.
 
 mod body;
+mod call;
 mod error;
 mod judge;
 mod line;
@@ -27,6 +28,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use call::{Answer, Ask, Caller, Download, Head};
 pub use error::{Fault, UploadError};
 
 use super::spool::Sealed;

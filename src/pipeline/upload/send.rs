@@ -167,7 +167,7 @@ impl<'a> Sender<'a> {
     }
 }
 
-fn client_config(tls: &TlsSettings) -> Result<Arc<ClientConfig>, Fault> {
+pub(super) fn client_config(tls: &TlsSettings) -> Result<Arc<ClientConfig>, Fault> {
     let roots = net::root_store(tls.ca_file.as_deref()).map_err(Fault::Net)?;
     let mut config = ClientConfig::builder_with_provider(net::provider())
         .with_safe_default_protocol_versions()
@@ -179,7 +179,7 @@ fn client_config(tls: &TlsSettings) -> Result<Arc<ClientConfig>, Fault> {
 }
 
 /// An agent for one exchange: nothing of its own that would wait, follow, reuse, or read the environment.
-fn agent(connector: Connector) -> ureq::Agent {
+pub(super) fn agent(connector: Connector) -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .proxy(None)
         .http_status_as_error(false)
