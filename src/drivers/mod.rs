@@ -10,6 +10,7 @@
 //! are swept at the next start if the agent was killed in between.
 
 pub mod address;
+mod cafile;
 mod error;
 mod exec;
 pub mod load;

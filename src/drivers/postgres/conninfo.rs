@@ -6,10 +6,8 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::HostPolicy;
 use crate::drivers::DriverError;
-use crate::drivers::secrets;
-use crate::model::{Connection, Trust, Way};
+use crate::model::{Connection, Way};
 
 const DEFAULT_PORT: u16 = 5432;
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
@@ -100,24 +98,6 @@ impl Conninfo {
         pairs.push(("application_name", "backupy".to_owned()));
         let quoted: Vec<_> = pairs.iter().map(|(k, v)| format!("{k}={}", quote(v))).collect();
         quoted.join(" ")
-    }
-}
-
-/// The CA file that may be used: from a control plane only one inside the secrets directory.
-pub(super) fn admit_ca(ca_file: &Path, policy: &HostPolicy) -> Result<PathBuf, DriverError> {
-    let real = match policy.trust {
-        Trust::Local => Ok(ca_file.to_owned()),
-        Trust::Remote => secrets::inside_secrets_dir(ca_file, policy),
-    };
-    match real {
-        Ok(real) if real.is_file() => Ok(real),
-        Ok(_) => wrong("TLS CA file", "is not a file that the agent can read"),
-        Err(secrets::SecretError::Read { .. }) => {
-            wrong("TLS CA file", "is not a file that the agent can read")
-        }
-        Err(_) => Err(DriverError::NotAllowed {
-            what: "a TLS CA file outside BACKUPY_SECRETS_DIR".to_owned(),
-        }),
     }
 }
 

@@ -28,7 +28,7 @@ use super::exec::{self, ExecError, Tool};
 use super::marks::StartMark;
 use super::passfile::PassFile;
 use super::tools::{self, Version};
-use super::{Context, Driver, DriverError, Dumped, Prepared, address, secrets};
+use super::{Context, Driver, DriverError, Dumped, Prepared, address, cafile, secrets};
 use crate::model::{Connection, Progress, Step, Trust};
 use crate::secret::Secret;
 
@@ -82,7 +82,7 @@ impl Postgres {
     fn login(&self, cx: &Context<'_>) -> Result<Login, DriverError> {
         let mut info = self.info.clone();
         if let Some(ca) = &mut info.ca_file {
-            *ca = conninfo::admit_ca(ca, cx.policy)?;
+            *ca = cafile::admit(ca, cx.policy)?;
         }
         let addresses = self.addresses(cx)?;
         let password = secrets::resolve(&self.password_ref, cx.policy)?;
