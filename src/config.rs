@@ -87,6 +87,8 @@ pub struct HostPolicy {
     pub allow_checks: Option<Vec<String>>,
     /// Directory with the PostgreSQL tools, before PATH (`BACKUPY_PG_BIN_DIR`).
     pub pg_bin_dir: Option<PathBuf>,
+    /// Directory with MySQL's or MariaDB's tools, before PATH (`BACKUPY_MYSQL_BIN_DIR`).
+    pub mysql_bin_dir: Option<PathBuf>,
 }
 
 /// The sizes and times of the pipeline; every field has a documented variable.
@@ -289,6 +291,7 @@ impl HostConfig {
                 allow_containers: reader.list("BACKUPY_ALLOW_CONTAINERS", ','),
                 allow_checks: reader.list("BACKUPY_ALLOW_CHECKS", ','),
                 pg_bin_dir: reader.path("BACKUPY_PG_BIN_DIR", None),
+                mysql_bin_dir: reader.path("BACKUPY_MYSQL_BIN_DIR", None),
             },
             limits: PipelineLimits {
                 memory_bytes: reader.memory_bytes(defaults.memory_bytes),

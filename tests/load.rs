@@ -42,6 +42,7 @@ fn with_context<T>(work_dir: &Path, cancel: &Cancel, work: impl FnOnce(&Context<
         allow_containers: None,
         allow_checks: None,
         pg_bin_dir: None,
+        mysql_bin_dir: None,
     };
     let limits =
         PipelineLimits { min_free_bytes: 1, min_free_percent: 0, ..PipelineLimits::default() };

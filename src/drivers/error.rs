@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::exec::ExecError;
+use super::mysql::MySqlFault;
 use super::postgres::PostgresFault;
 use super::secrets::SecretError;
 use super::sqlite::SqliteFault;
@@ -60,6 +61,18 @@ pub enum DriverError {
     },
     /// PostgreSQL or its tools.
     Postgres(PostgresFault),
+    /// MySQL, MariaDB or their tools.
+    MySql(MySqlFault),
+    /// A dump that is no whole one.
+    BadDump {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A dump cannot be loaded there, or not so.
+    Load {
+        /// Why, and what to do.
+        problem: String,
+    },
     /// A tool could not be run, or did not end well.
     Exec(ExecError),
     /// A tool ended well, but what it wrote is no dump.
@@ -83,12 +96,15 @@ impl DriverError {
             | Self::Work { .. }
             | Self::Space { .. }
             | Self::Mark { .. }
+            | Self::BadDump { .. }
+            | Self::Load { .. }
             | Self::Sink(_)
             | Self::Cancelled(_) => false,
             Self::Secret(error) => error.retry(),
             Self::Host(error) => error.retry(),
             Self::Sqlite { fault, .. } => fault.retry(),
             Self::Postgres(fault) => fault.retry(),
+            Self::MySql(fault) => fault.retry(),
             Self::Exec(error) => error.retry(),
         }
     }
@@ -127,6 +143,9 @@ impl fmt::Display for DriverError {
             ),
             Self::Sqlite { path, fault } => write!(f, "the SQLite file {} {fault}", path.display()),
             Self::Postgres(fault) => fault.fmt(f),
+            Self::MySql(fault) => fault.fmt(f),
+            Self::BadDump { problem } => write!(f, "the dump {problem}"),
+            Self::Load { problem } => write!(f, "failed to load the dump: {problem}"),
             Self::Exec(error) => error.fmt(f),
             Self::Mark { tool } => write!(
                 f,

@@ -1,7 +1,7 @@
 //! A dump tool as a child process: the one place where programs are started.
 //!
 //! The child gets an empty environment but for `PATH`, `LANG`, `LC_ALL`, `TZ` and what its driver adds, null
-//! as stdin, pipes for stdout and stderr, and a process group of its own. One loop polls both pipes and the
+//! (or the file that it is to load) as stdin, pipes for stdout and stderr, and a process group of its own. One loop polls both pipes and the
 //! cancel, so nothing can fill up unseen, and a tool that says nothing for `stuck` is ended. However the run
 //! ends, the whole group is gone and the child is reaped before [`run`] returns: TERM, one second, KILL.
 //!
@@ -12,6 +12,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -180,7 +181,30 @@ pub(super) fn run(
     cancel: &Cancel,
     sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<Said, ExecError> {
-    let mut running = Running::start(tool)?;
+    run_on(Stdio::null(), tool, stuck, cancel, sink)
+}
+
+/// As [`run`], with a file as the tool's input, from where it stands; what the tool prints is dropped.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn feed(
+    input: File,
+    tool: &Tool<'_>,
+    stuck: Duration,
+    cancel: &Cancel,
+) -> Result<Said, ExecError> {
+    run_on(input.into(), tool, stuck, cancel, &mut |_| Ok(()))
+}
+
+fn run_on(
+    input: Stdio,
+    tool: &Tool<'_>,
+    stuck: Duration,
+    cancel: &Cancel,
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<Said, ExecError> {
+    let mut running = Running::start(tool, input)?;
     let status = running.follow(stuck, cancel, sink)?;
     let said = running.said();
     let tool = tool.name.to_owned();
@@ -223,9 +247,9 @@ struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    fn start(tool: &'a Tool<'a>) -> Result<Self, ExecError> {
+    fn start(tool: &'a Tool<'a>, input: Stdio) -> Result<Self, ExecError> {
         let failed = |source| ExecError::Start { tool: tool.name.to_owned(), source };
-        let mut child = command(tool).spawn().map_err(failed)?;
+        let mut child = command(tool).stdin(input).spawn().map_err(failed)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // From here on the drop cleans up.
         let running = Self { tool, child: Some(child), stdout, stderr, tail: Tail::default() };
@@ -395,7 +419,6 @@ fn command(tool: &Tool<'_>) -> Command {
     }
     command
         .envs(tool.env.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .current_dir("/")

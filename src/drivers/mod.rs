@@ -15,11 +15,13 @@ mod error;
 mod exec;
 pub mod load;
 mod marks;
+mod mysql;
 mod passfile;
 mod postgres;
 pub mod secrets;
 mod space;
 mod sqlite;
+mod sqltext;
 mod tail;
 mod tools;
 mod words;
@@ -30,6 +32,7 @@ use std::path::Path;
 
 pub use error::DriverError;
 pub use exec::ExecError;
+pub use mysql::MySqlFault;
 pub use postgres::PostgresFault;
 pub use sqlite::SqliteFault;
 pub use workfile::sweep;
@@ -121,19 +124,21 @@ pub fn for_target(
     match target.engine {
         Engine::Sqlite => Ok(Box::new(sqlite::Sqlite::new(c, policy)?)),
         Engine::PostgreSql => Ok(Box::new(postgres::Postgres::new(c)?)),
-        engine @ (Engine::MySql
-        | Engine::MariaDb
-        | Engine::MongoDb
-        | Engine::Redis
-        | Engine::Unknown(_)) => unsupported(engine.to_string()),
+        engine @ (Engine::MySql | Engine::MariaDb) => Ok(Box::new(mysql::MySql::new(engine, c)?)),
+        engine @ (Engine::MongoDb | Engine::Redis | Engine::Unknown(_)) => {
+            unsupported(engine.to_string())
+        }
     }
 }
 
-/// What this host can dump, in the wire's words (`sqlite`, `pg_dump`).
+/// What this host can dump, in the wire's words (`sqlite`, `pg_dump`, `mysqldump`).
 pub fn capabilities(policy: &HostPolicy) -> Vec<&'static str> {
     let mut found = vec!["sqlite"];
     if !tools::candidates("pg_dump", policy.pg_bin_dir.as_deref()).is_empty() {
         found.push("pg_dump");
+    }
+    if mysql::has_dump_tool(policy) {
+        found.push("mysqldump");
     }
     found
 }

@@ -272,6 +272,7 @@ mod tests {
             allow_containers: None,
             allow_checks: None,
             pg_bin_dir: None,
+            mysql_bin_dir: None,
         }
     }
 

@@ -49,6 +49,7 @@ impl Bench {
                 allow_containers: None,
                 allow_checks: None,
                 pg_bin_dir: None,
+                mysql_bin_dir: None,
             },
             upload: upload.with_timing(quick()),
             compression: Compression::Zstd,

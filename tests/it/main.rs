@@ -1,5 +1,5 @@
-//! Drivers against real databases: SQLite files written to by other processes, PostgreSQL servers that the
-//! tests start themselves, and small stand-ins for tools that misbehave.
+//! Drivers against real databases: SQLite files written to by other processes, PostgreSQL and MariaDB servers that
+//! the tests start themselves, and small stand-ins for tools that misbehave.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,6 +8,8 @@
     reason = "helpers of tests fail as the tests do"
 )]
 
+mod mysql;
+mod mysql_faults;
 mod postgres;
 mod postgres_faults;
 mod rig;
@@ -15,5 +17,7 @@ mod sqlite;
 mod sqlite_faults;
 mod sqlite_users;
 mod sqlite_writers;
+#[path = "../support/mariadb.rs"]
+mod support_mariadb;
 #[path = "../support/postgres.rs"]
 mod support_postgres;

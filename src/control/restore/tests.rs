@@ -102,6 +102,7 @@ impl World {
             allow_containers: None,
             allow_checks: None,
             pg_bin_dir: None,
+            mysql_bin_dir: None,
         };
         let work_dir = self.path("work");
         work(&Context {

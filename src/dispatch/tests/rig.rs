@@ -204,6 +204,7 @@ impl Rig {
                 allow_containers: None,
                 allow_checks: None,
                 pg_bin_dir: None,
+                mysql_bin_dir: None,
             },
             limits,
             state_dir: self.path().to_owned(),
