@@ -28,6 +28,8 @@ pub(super) enum Place {
 pub(super) struct Conninfo {
     pub(super) place: Place,
     pub(super) database: String,
+    /// All databases are meant; `database` is then the one to log in to.
+    pub(super) all: bool,
     user: String,
     ssl_mode: String,
     pub(super) ca_file: Option<PathBuf>,
@@ -40,9 +42,6 @@ fn wrong<T>(field: &'static str, problem: &str) -> Result<T, DriverError> {
 impl Conninfo {
     /// Checks a target's connection.
     pub(super) fn new(c: &Connection) -> Result<Self, DriverError> {
-        if c.database.is_empty() {
-            return wrong("database", "names no database");
-        }
         if !c.tls_mode.is_empty() && !SSL_MODES.contains(&c.tls_mode.as_str()) {
             return wrong(
                 "TLS mode",
@@ -59,8 +58,10 @@ impl Conninfo {
             (_, mode) => mode.to_owned(),
         };
         let user = if c.username.is_empty() { "postgres" } else { &c.username };
-        let (database, user) = (c.database.clone(), user.to_owned());
-        Ok(Self { place: place(c)?, database, user, ssl_mode, ca_file })
+        let all = c.database.is_empty();
+        let database = if all { "postgres" } else { &c.database };
+        let (database, user) = (database.to_owned(), user.to_owned());
+        Ok(Self { place: place(c)?, database, all, user, ssl_mode, ca_file })
     }
 
     /// Whether the server has to show a certificate of a known CA before it is told anything.
