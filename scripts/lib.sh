@@ -47,6 +47,15 @@ postgres_packages() {
     packages postgresql-15 || packages postgresql
 }
 
+# A MariaDB server and its tools; the tests start servers of their own, so the package's is not left running.
+mariadb_packages() {
+    local there=0
+    [ -x /usr/sbin/mariadbd ] && there=1
+    command -v mariadb mariadb-dump >/dev/null && [ $there = 1 ] && return 0
+    packages mariadb-server mariadb-client
+    if [ $there = 0 ] && [ -d /run/systemd/system ]; then as_root systemctl disable --now mariadb; fi
+}
+
 # Components that a minimal toolchain lacks.
 rust_components() {
     cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt

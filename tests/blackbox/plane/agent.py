@@ -180,14 +180,23 @@ class Watcher:
         self.stopping.set()
         self.thread.join()
 
+    @staticmethod
+    def _exe(pid):
+        try:
+            return os.readlink(f"/proc/{pid}/exe")
+        except OSError:
+            return None
+
     def _run(self):
         while not self.stopping.wait(0.003):
             if not self.agent.running:
                 continue
             own = self.agent.pid
             for pid in [own, *children_of(own)]:
-                # The agent's own environment holds its key by design of the bootstrap.
-                files = ("cmdline", "comm") if pid == own else ("cmdline", "comm", "environ")
+                # The agent's own environment holds its key by design of the bootstrap, and a child that has not
+                # become another program yet still is the agent.
+                still_agent = pid == own or self._exe(pid) in (None, self._exe(own))
+                files = ("cmdline", "comm") if still_agent else ("cmdline", "comm", "environ")
                 for name in files:
                     try:
                         data = pathlib.Path(f"/proc/{pid}/{name}").read_bytes()
