@@ -56,6 +56,11 @@ mariadb_packages() {
     if [ $there = 0 ] && [ -d /run/systemd/system ]; then as_root systemctl disable --now mariadb; fi
 }
 
+# A Redis server's program. The package enables a service of its own, which tests do not need and nothing here uses.
+redis_packages() {
+    command -v redis-server >/dev/null || packages redis-server redis-tools
+}
+
 # Components that a minimal toolchain lacks.
 rust_components() {
     cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt

@@ -27,6 +27,7 @@ use crate::observe::socket::{Handler, Reply, StatusSocket};
 use crate::observe::tap::Line;
 use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
 use crate::pipeline::{self, Uploader, UrlPolicy};
+use crate::runs::hooks;
 use crate::runs::worker::Workshop;
 use crate::secret::Secret;
 use crate::store::{Space, Store, StoreError, StoreKeys};
@@ -143,6 +144,9 @@ impl Agent {
             .limited(options.limits.upload_bytes_per_sec);
         let mut capabilities = vec![wire::DURABLE_ACKS.to_owned()];
         capabilities.extend(drivers::capabilities(&options.policy).into_iter().map(str::to_owned));
+        if hooks::allowed(&options.policy) {
+            capabilities.push("hooks".to_owned());
+        }
         let workshop = Workshop {
             policy: options.policy,
             limits: options.limits,

@@ -209,6 +209,8 @@ pub struct Dispatch {
 struct Running {
     job_id: String,
     cancel: Cancel,
+    /// Ends the post-hooks of a run that was cancelled before the process had to stop.
+    hurry: Cancel,
     creds: CredsCell,
     thread: JoinHandle<()>,
     deadline: Option<Instant>,
@@ -349,6 +351,9 @@ impl Dispatch {
         if self.stopping.is_some_and(|stopping| stopping.grace_until <= now) {
             for running in self.running.values() {
                 running.cancel.cancel(Why::Shutdown);
+                if running.cancel.why() != Some(Why::Shutdown) {
+                    running.hurry.cancel(Why::Shutdown);
+                }
             }
         }
         if self.prune_at <= now {
@@ -365,7 +370,9 @@ impl Dispatch {
             .filter(|running| !running.cancel.is_cancelled())
             .filter_map(|running| running.deadline);
         let stopping = self.stopping.map(|stopping| {
-            let all_told = self.running.values().all(|running| running.cancel.is_cancelled());
+            let all_told = self.running.values().all(|running| {
+                running.cancel.why() == Some(Why::Shutdown) || running.hurry.is_cancelled()
+            });
             if all_told { stopping.give_up_at } else { stopping.grace_until }
         });
         [self.retry_unsaved_at, self.admit_at, Some(self.prune_at), stopping]

@@ -102,10 +102,20 @@ impl Dispatch {
                 self.commit(vec![run], Vec::new())?;
                 self.slots.put_progress(&run_id, standing);
                 self.pause_until(&run_id, Instant::now() + *pause);
+                for warning in &decision.warnings {
+                    self.tell(LogLevel::Warn, &job_id, &format!("run {run_id}: {warning}"));
+                }
                 self.tell(LogLevel::Warn, &job_id, &text);
                 Ok(())
             }
-            Verdict::Interrupted => self.commit(vec![run.interrupted()], Vec::new()),
+            Verdict::Interrupted => {
+                let (run_id, job_id) = (run.run_id.clone(), run.job_id.clone());
+                self.commit(vec![run.interrupted()], Vec::new())?;
+                for warning in &decision.warnings {
+                    self.tell(LogLevel::Warn, &job_id, &format!("run {run_id}: {warning}"));
+                }
+                Ok(())
+            }
         }
     }
 

@@ -116,7 +116,7 @@ impl Dispatch {
         (job, target): (Job, Target),
         left: Option<Duration>,
     ) -> std::io::Result<()> {
-        let cancel = Cancel::new()?;
+        let (cancel, hurry) = (Cancel::new()?, Cancel::new()?);
         let Some(creds) = run.creds.clone().map(CredsCell::new) else {
             return Err(std::io::Error::other("the run came without an upload URL"));
         };
@@ -129,12 +129,13 @@ impl Dispatch {
         let running = Running {
             job_id: run.job_id.clone(),
             cancel: cancel.clone(),
+            hurry: hurry.clone(),
             creds: creds.clone(),
             deadline: left.map(|left| Instant::now() + left),
             thread: worker::start(
                 &name,
                 self.workshop.clone(),
-                Attempt { run, job, target, deadline: left.map(Deadline::after), creds },
+                Attempt { run, job, target, deadline: left.map(Deadline::after), creds, hurry },
                 cancel,
                 self.on_progress.clone(),
                 self.reports.0.clone(),

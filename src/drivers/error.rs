@@ -5,8 +5,10 @@ use std::io;
 use std::path::PathBuf;
 
 use super::exec::ExecError;
+use super::mongodb::MongoFault;
 use super::mysql::MySqlFault;
 use super::postgres::PostgresFault;
+use super::redis::RedisFault;
 use super::secrets::SecretError;
 use super::sqlite::SqliteFault;
 use crate::net::NetError;
@@ -73,6 +75,10 @@ pub enum DriverError {
         /// Why, and what to do.
         problem: String,
     },
+    /// MongoDB or its tools.
+    Mongo(MongoFault),
+    /// Redis or Valkey.
+    Redis(RedisFault),
     /// A tool could not be run, or did not end well.
     Exec(ExecError),
     /// A tool ended well, but what it wrote is no dump.
@@ -105,6 +111,8 @@ impl DriverError {
             Self::Sqlite { fault, .. } => fault.retry(),
             Self::Postgres(fault) => fault.retry(),
             Self::MySql(fault) => fault.retry(),
+            Self::Mongo(fault) => fault.retry(),
+            Self::Redis(fault) => fault.retry(),
             Self::Exec(error) => error.retry(),
         }
     }
@@ -146,6 +154,8 @@ impl fmt::Display for DriverError {
             Self::MySql(fault) => fault.fmt(f),
             Self::BadDump { problem } => write!(f, "the dump {problem}"),
             Self::Load { problem } => write!(f, "failed to load the dump: {problem}"),
+            Self::Mongo(fault) => fault.fmt(f),
+            Self::Redis(fault) => fault.fmt(f),
             Self::Exec(error) => error.fmt(f),
             Self::Mark { tool } => write!(
                 f,
@@ -167,6 +177,7 @@ impl std::error::Error for DriverError {
         match self {
             Self::Secret(error) => Some(error),
             Self::Host(error) => Some(error),
+            Self::Redis(fault) => Some(fault),
             Self::Work { source, .. } | Self::Sink(source) => Some(source),
             Self::Exec(error) => Some(error),
             _ => None,
@@ -177,6 +188,12 @@ impl std::error::Error for DriverError {
 impl From<SecretError> for DriverError {
     fn from(error: SecretError) -> Self {
         Self::Secret(error)
+    }
+}
+
+impl From<RedisFault> for DriverError {
+    fn from(fault: RedisFault) -> Self {
+        Self::Redis(fault)
     }
 }
 

@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Directories with one entry per version or product: (parent, prefix of the entry, what follows it).
-const VERSIONED: [(&str, &str, &str); 14] = [
+const VERSIONED: [(&str, &str, &str); 17] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
     ("/usr/libexec", "postgresql", ""),
@@ -28,6 +28,9 @@ const VERSIONED: [(&str, &str, &str); 14] = [
     ("/opt", "mariadb", "bin"),
     ("/opt/bitnami", "mysql", "bin"),
     ("/opt/bitnami", "mariadb", "bin"),
+    ("/opt/bitnami", "mongodb", "bin"),
+    ("/opt", "mongodb-database-tools", "bin"),
+    ("/usr/local", "mongodb-database-tools", "bin"),
 ];
 const WRAPPER: &str = "pg_wrapper";
 /// More entries of one parent are not looked at.

@@ -1,5 +1,8 @@
 //! Carries out one attempt of a run on its own thread and reports how it ended.
 //!
+//! Order: what can be known is checked, pre-hooks, the pipeline at its lowered priority, post-hooks, the report.
+//! Between the store's 2xx and the report only post-hooks lie, which no cancel turns into another outcome.
+//!
 //! A worker knows nothing of the link, the outbox or the table: it gets values and sends one [`Report`],
 //! also when it panics.
 
@@ -7,15 +10,16 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 
 use crossbeam_channel::Sender;
 
+use super::hooks::{self, Hooks, Stops};
 use super::state::{Run, Stored};
 use crate::artifact::DataKey;
 use crate::clock::{Deadline, unix_ms};
 use crate::config::{HostPolicy, PipelineLimits};
-use crate::drivers;
+use crate::drivers::{self, Driver};
 use crate::model::{Compression, Job, Progress, Target, UploadCreds};
 use crate::pipeline::{self, PipelineError, Uploader};
 use crate::redact::clean;
@@ -47,6 +51,8 @@ pub struct Attempt {
     pub deadline: Option<Deadline>,
     /// The upload credentials of this moment.
     pub creds: CredsCell,
+    /// Ends the post-hooks of an attempt that was cancelled already.
+    pub hurry: Cancel,
 }
 
 /// Upload credentials that dispatch may replace while the attempt goes on.
@@ -138,11 +144,6 @@ impl Plan {
         let compression = Compression::parse(&job.compression).ok_or_else(|| {
             format!("unknown compression {:?}: expected zstd, gzip or none", job.compression)
         })?;
-        if !job.pre_hooks.is_empty() || !job.post_hooks.is_empty() {
-            return Err("this version does not run hooks, and a backup without its hooks may be \
-                        inconsistent; remove them from the job or update the agent"
-                .to_owned());
-        }
         let key = match run.data_key.expose() {
             [] if job.encryption_enabled => {
                 return Err(
@@ -175,19 +176,11 @@ pub fn start(
     reports: Sender<Report>,
 ) -> io::Result<JoinHandle<()>> {
     thread::spawn(name, move || {
-        if let Err(error) = thread::be_nice(workshop.limits.nice) {
-            log::warn!(
-                "failed to lower the priority of a backup: {error}; it runs at full priority"
-            );
-        }
         let run_id = attempt.run.run_id.clone();
         let result = catch_unwind(AssertUnwindSafe(|| {
             carry_out(&workshop, &attempt, &cancel, &on_progress)
         }));
-        let (outcome, warnings) = result.unwrap_or_else(|_| {
-            let error = "internal error: the run panicked; the agent's log has the details";
-            (AttemptOutcome::Failed { error: error.to_owned(), retry: false }, Vec::new())
-        });
+        let (outcome, warnings) = result.unwrap_or_else(|_| (panicked(), Vec::new()));
         if reports.send(Report { run_id: run_id.clone(), outcome, warnings }).is_err() {
             log::warn!("run {run_id} ended after dispatch; it is resumed at the next start");
         }
@@ -199,7 +192,7 @@ fn carry_out(
     attempt: &Attempt,
     cancel: &Cancel,
     on_progress: &OnProgress,
-) -> (AttemptOutcome, Vec<String>) {
+) -> Attempted {
     let run = &attempt.run;
     let permanent =
         |error: String| (AttemptOutcome::Failed { error: clean(&error), retry: false }, Vec::new());
@@ -211,6 +204,60 @@ fn carry_out(
         Ok(driver) => driver,
         Err(error) => return permanent(error.to_string()),
     };
+    if let Err(error) = hooks::check(&attempt.job, &workshop.policy) {
+        return permanent(error);
+    }
+    let stops = Stops { cancel, hurry: &attempt.hurry, deadline: attempt.deadline };
+    let mut hooks = Hooks::new(run, &attempt.job, workshop.limits.hook_timeout, stops);
+    let (outcome, mut warnings) = match hooks.before() {
+        Ok(()) => kindly(workshop.limits.nice, || {
+            back_up(workshop, attempt, plan, driver, cancel, on_progress)
+        }),
+        Err(outcome) => (outcome, Vec::new()),
+    };
+    warnings.extend(hooks.after(&outcome));
+    (outcome, warnings)
+}
+
+fn panicked() -> AttemptOutcome {
+    let error = "internal error: the run panicked; the agent's log has the details";
+    AttemptOutcome::Failed { error: error.to_owned(), retry: false }
+}
+
+type Attempted = (AttemptOutcome, Vec<String>);
+
+/// Does the work on a thread of its own, since a lowered priority cannot be raised again for what comes after.
+fn kindly(nice: u8, work: impl FnOnce() -> Attempted + Send) -> Attempted {
+    std::thread::scope(|scope| {
+        let name = std::thread::current().name().unwrap_or("run").to_owned();
+        let started =
+            Builder::new().name(name).stack_size(thread::STACK).spawn_scoped(scope, move || {
+                if let Err(error) = thread::be_nice(nice) {
+                    log::warn!(
+                        "failed to lower the priority of a backup: {error}; it runs at full priority"
+                    );
+                }
+                work()
+            });
+        match started {
+            Ok(thread) => thread.join().unwrap_or_else(|_| (panicked(), Vec::new())),
+            Err(error) => {
+                let error = format!("failed to start a thread: {error}");
+                (AttemptOutcome::Failed { error, retry: true }, Vec::new())
+            }
+        }
+    })
+}
+
+fn back_up(
+    workshop: &Workshop,
+    attempt: &Attempt,
+    plan: Plan,
+    driver: Box<dyn Driver + Send>,
+    cancel: &Cancel,
+    on_progress: &OnProgress,
+) -> Attempted {
+    let run = &attempt.run;
     let progress = |progress: Progress| on_progress(&run.run_id, &run.job_id, progress);
     let uploader = workshop.uploader.clone().limited(attempt.job.upload_bytes_per_sec);
     let result = pipeline::back_up(pipeline::Order {
@@ -278,7 +325,5 @@ mod tests {
         let mut named = good.clone();
         named.creds.as_mut().unwrap().object_key = "k".repeat(MAX_OBJECT_KEY_BYTES + 1);
         assert!(refused(&named, &job).contains("object key has 4097 bytes"));
-        let hooks = Job { pre_hooks: vec!["true".into()], ..Job::default() };
-        assert!(refused(&good, &hooks).contains("hooks"));
     }
 }

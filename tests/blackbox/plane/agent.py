@@ -181,22 +181,24 @@ class Watcher:
         self.thread.join()
 
     @staticmethod
-    def _exe(pid):
+    def _words(pid):
         try:
-            return os.readlink(f"/proc/{pid}/exe")
+            return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
-            return None
+            return b""
 
     def _run(self):
         while not self.stopping.wait(0.003):
             if not self.agent.running:
                 continue
             own = self.agent.pid
+            own_words = self._words(own)
             for pid in [own, *children_of(own)]:
-                # The agent's own environment holds its key by design of the bootstrap, and a child that has not
-                # become another program yet still is the agent.
-                still_agent = pid == own or self._exe(pid) in (None, self._exe(own))
-                files = ("cmdline", "comm") if still_agent else ("cmdline", "comm", "environ")
+                # Between fork and exec a child is still the agent, its environment included.
+                if pid != own and self._words(pid) == own_words:
+                    continue
+                # The agent's own environment holds its key by design of the bootstrap.
+                files = ("cmdline", "comm") if pid == own else ("cmdline", "comm", "environ")
                 for name in files:
                     try:
                         data = pathlib.Path(f"/proc/{pid}/{name}").read_bytes()
