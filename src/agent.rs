@@ -142,7 +142,7 @@ impl Agent {
         let slots = Slots::new();
         let uploader = Uploader::new(options.tls.clone(), options.proxy.clone(), options.uploads)
             .limited(options.limits.upload_bytes_per_sec);
-        let mut capabilities = vec![wire::DURABLE_ACKS.to_owned()];
+        let mut capabilities = vec![wire::DURABLE_ACKS.to_owned(), wire::MULTIPART.to_owned()];
         capabilities.extend(drivers::capabilities(&options.policy).into_iter().map(str::to_owned));
         if hooks::allowed(&options.policy) {
             capabilities.push("hooks".to_owned());

@@ -42,6 +42,7 @@ impl Dispatch {
         {
             log::error!("the thread of run {} panicked after its report", report.run_id);
         }
+        self.slots.clear_part_urls_request(&report.run_id);
         self.share();
         let Some(run) = self.table.get_open(&report.run_id) else {
             log::error!("run {} reported and is not open", report.run_id);

@@ -117,7 +117,8 @@ impl Dispatch {
         left: Option<Duration>,
     ) -> std::io::Result<()> {
         let (cancel, hurry) = (Cancel::new()?, Cancel::new()?);
-        let Some(creds) = run.creds.clone().map(CredsCell::new) else {
+        let ask = |upload_id: &str| messages::part_urls_asker(self.slots.clone(), &run, upload_id);
+        let Some(creds) = run.creds.clone().map(|creds| CredsCell::new(creds, ask)) else {
             return Err(std::io::Error::other("the run came without an upload URL"));
         };
         if run.cancel_requested {

@@ -3,6 +3,7 @@
 //! up and answers.
 
 mod hooks;
+mod multipart;
 mod rig;
 
 use std::time::Duration;

@@ -20,8 +20,9 @@ use crate::artifact::DataKey;
 use crate::clock::{Deadline, unix_ms};
 use crate::config::{HostPolicy, PipelineLimits};
 use crate::drivers::{self, Driver};
-use crate::model::{Compression, Job, Progress, Target, UploadCreds};
-use crate::pipeline::{self, PipelineError, Uploader};
+use crate::model::{Compression, Job, Multipart, PartUrl, Progress, Target, UploadCreds};
+use crate::pipeline::upload::multipart::Ask;
+use crate::pipeline::{self, PipelineError, Places, Uploader};
 use crate::redact::clean;
 use crate::thread::{self, Cancel, Why};
 
@@ -57,21 +58,42 @@ pub struct Attempt {
 
 /// Upload credentials that dispatch may replace while the attempt goes on.
 #[derive(Debug, Clone)]
-pub struct CredsCell(Arc<Mutex<UploadCreds>>);
+pub struct CredsCell {
+    creds: Arc<Mutex<UploadCreds>>,
+    /// Of an upload in parts.
+    places: Option<Places>,
+}
 
 impl CredsCell {
-    /// Holding these.
-    pub fn new(creds: UploadCreds) -> Self {
-        Self(Arc::new(Mutex::new(creds)))
+    /// Holding these; `ask` is how an upload in parts gets more URLs.
+    pub fn new(creds: UploadCreds, ask: impl FnOnce(&str) -> Ask) -> Self {
+        let of = |multipart: &Multipart| Places::new(multipart, ask(&multipart.upload_id));
+        let places = creds.multipart.as_ref().map(of);
+        Self { creds: Arc::new(Mutex::new(creds)), places }
     }
 
-    /// Replaces them; an upload under way goes on with the old ones.
-    pub fn set(&self, creds: UploadCreds) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = creds;
+    /// Replaces them, if the attempt can go on with these: one in parts cannot change its upload, and one by a single
+    /// PUT cannot become one in parts. A PUT under way goes on with the old ones. Whether they were taken.
+    pub fn set(&self, creds: UploadCreds) -> bool {
+        match (&self.places, &creds.multipart) {
+            (Some(places), Some(multipart)) if places.is_of(&multipart.upload_id) => {
+                places.renew(multipart);
+            }
+            (None, _) if !creds.put_url.is_empty() => {}
+            (Some(_), _) | (None, _) => return false,
+        }
+        *self.creds.lock().unwrap_or_else(PoisonError::into_inner) = creds;
+        true
+    }
+
+    /// Takes URLs for parts; false if they belong to another upload.
+    pub fn deliver(&self, upload_id: &str, parts: &[PartUrl], error: &str) -> bool {
+        let places = self.places.as_ref().filter(|places| places.is_of(upload_id));
+        places.inspect(|places| places.deliver(parts, error)).is_some()
     }
 
     fn get(&self) -> UploadCreds {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.creds.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -122,15 +144,46 @@ const MAX_URL_BYTES: usize = 16 << 10;
 /// Longest name of an object, in bytes; S3 takes 1,024. It is part of the result, which has to fit into a message.
 const MAX_OBJECT_KEY_BYTES: usize = 4 << 10;
 
+/// Longest name of a multipart upload, in bytes.
+const MAX_UPLOAD_ID_BYTES: usize = 2 << 10;
+
+/// Most part URLs at a time.
+const MAX_PART_URLS: usize = 256;
+
+/// Most bytes of the part URLs that come with a command.
+const MAX_PARTS_BYTES: usize = 64 << 10;
+
 /// Says what is wrong with the size of upload credentials: open runs stay in memory, a thousand at the most.
 pub fn check_size(creds: &UploadCreds) -> Result<(), String> {
+    let none = Multipart::default();
+    let multipart = creds.multipart.as_ref().unwrap_or(&none);
+    check_parts(&multipart.parts, MAX_PARTS_BYTES)?;
     for (what, size, limit) in [
         ("upload URL", creds.put_url.expose().len(), MAX_URL_BYTES),
         ("object key", creds.object_key.len(), MAX_OBJECT_KEY_BYTES),
+        ("upload id", multipart.upload_id.len(), MAX_UPLOAD_ID_BYTES),
+        ("complete URL", multipart.complete_url.expose().len(), MAX_URL_BYTES),
+        ("abort URL", multipart.abort_url.expose().len(), MAX_URL_BYTES),
     ] {
         if size > limit {
             return Err(format!("the {what} has {size} bytes, but at most {limit} are taken"));
         }
+    }
+    Ok(())
+}
+
+/// Says what is wrong with the size of URLs that came for an attempt under way; there are few of those.
+pub fn check_delivery(parts: &[PartUrl]) -> Result<(), String> {
+    check_parts(parts, 4 * MAX_PARTS_BYTES)
+}
+
+fn check_parts(parts: &[PartUrl], limit: usize) -> Result<(), String> {
+    let sizes = parts.iter().map(|part| part.url.expose().len());
+    if parts.len() > MAX_PART_URLS || sizes.sum::<usize>() > limit {
+        return Err(format!(
+            "there are URLs for {} parts, but at most {MAX_PART_URLS} with {limit} bytes together are taken",
+            parts.len()
+        ));
     }
     Ok(())
 }
@@ -156,7 +209,7 @@ impl Plan {
         let creds = run
             .creds
             .clone()
-            .filter(|creds| !creds.put_url.is_empty())
+            .filter(UploadCreds::lead_somewhere)
             .ok_or("the run came without an upload URL")?;
         check_size(&creds)?;
         Ok(Self { compression, key, creds })
@@ -265,6 +318,7 @@ fn back_up(
         compression: plan.compression,
         key: plan.key,
         creds: &|| attempt.creds.get(),
+        places: attempt.creds.places.clone(),
         upload: &uploader,
         policy: &workshop.policy,
         limits: &workshop.limits,
@@ -300,8 +354,12 @@ mod tests {
     use crate::secret::{Secret, SecretBytes};
 
     fn run(key: &[u8], url: &str) -> Run {
-        let creds =
-            UploadCreds { put_url: Secret::new(url), expires_at_ms: 0, object_key: "o".into() };
+        let creds = UploadCreds {
+            put_url: Secret::new(url),
+            expires_at_ms: 0,
+            object_key: "o".into(),
+            ..UploadCreds::default()
+        };
         Run::accept("r".into(), "j".into(), false, Some(creds), SecretBytes::new(key), 0)
     }
 
