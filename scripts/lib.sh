@@ -58,6 +58,15 @@ s3_servers() {
     echo "$wanted" >"$venv/wanted"
 }
 
+# A MariaDB server and its tools; the tests start servers of their own, so the package's is not left running.
+mariadb_packages() {
+    local there=0
+    [ -x /usr/sbin/mariadbd ] && there=1
+    command -v mariadb mariadb-dump >/dev/null && [ $there = 1 ] && return 0
+    packages mariadb-server mariadb-client
+    if [ $there = 0 ] && [ -d /run/systemd/system ]; then as_root systemctl disable --now mariadb; fi
+}
+
 # A Redis server's program. The package enables a service of its own, which tests do not need and nothing here uses.
 redis_packages() {
     command -v redis-server >/dev/null || packages redis-server redis-tools

@@ -92,6 +92,8 @@ pub struct HostPolicy {
     pub allow_hooks: bool,
     /// Directory with the PostgreSQL tools, before PATH (`BACKUPY_PG_BIN_DIR`).
     pub pg_bin_dir: Option<PathBuf>,
+    /// Directory with MySQL's or MariaDB's tools, before PATH (`BACKUPY_MYSQL_BIN_DIR`).
+    pub mysql_bin_dir: Option<PathBuf>,
     /// Directory with MongoDB's tools, before PATH (`BACKUPY_MONGO_BIN_DIR`).
     pub mongo_bin_dir: Option<PathBuf>,
 }
@@ -300,6 +302,7 @@ impl HostConfig {
                 allow_checks: reader.list("BACKUPY_ALLOW_CHECKS", ','),
                 allow_hooks: reader.flag("BACKUPY_ALLOW_HOOKS"),
                 pg_bin_dir: reader.path("BACKUPY_PG_BIN_DIR", None),
+                mysql_bin_dir: reader.path("BACKUPY_MYSQL_BIN_DIR", None),
                 mongo_bin_dir: reader.path("BACKUPY_MONGO_BIN_DIR", None),
             },
             limits: PipelineLimits {

@@ -43,6 +43,7 @@ fn with_context<T>(work_dir: &Path, cancel: &Cancel, work: impl FnOnce(&Context<
         allow_checks: None,
         allow_hooks: false,
         pg_bin_dir: None,
+        mysql_bin_dir: None,
         mongo_bin_dir: None,
     };
     let limits =

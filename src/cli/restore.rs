@@ -26,7 +26,8 @@ pub struct RestoreArgs {
     /// the file for the dump (`-` = standard output: use it only if the exit code is 0)
     #[argh(option, arg_name = "FILE")]
     pub to: Option<String>,
-    /// the database to load it into: sqlite:///srv/app.db, postgres://user@host/name
+    /// the database to load it into: sqlite:///srv/app.db, postgres://user@host/name,
+    /// mysql://user@host/name
     #[argh(option, arg_name = "URL")]
     pub into: Option<String>,
     /// the database's password: file:/path or env:NAME
@@ -114,7 +115,10 @@ fn as_file(
         (format!("{why}{hint}"), exit)
     })?;
     let how = match manifest.engine {
-        Engine::PostgreSql => "; load it with pg_restore --dbname",
+        Engine::PostgreSql => "; load it with pg_restore --dbname (all databases: psql --file)",
+        Engine::MySql | Engine::MariaDb => {
+            "; load it with the mariadb or mysql client, --binary-mode"
+        }
         _ => "",
     };
     eprintln!("restored {} to {to}; size and hash are right{how}", show::size(done.bytes_out));

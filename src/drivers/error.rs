@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::exec::ExecError;
 use super::mongodb::MongoFault;
+use super::mysql::MySqlFault;
 use super::postgres::PostgresFault;
 use super::redis::RedisFault;
 use super::secrets::SecretError;
@@ -62,6 +63,18 @@ pub enum DriverError {
     },
     /// PostgreSQL or its tools.
     Postgres(PostgresFault),
+    /// MySQL, MariaDB or their tools.
+    MySql(MySqlFault),
+    /// A dump that is no whole one.
+    BadDump {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A dump cannot be loaded there, or not so.
+    Load {
+        /// Why, and what to do.
+        problem: String,
+    },
     /// MongoDB or its tools.
     Mongo(MongoFault),
     /// Redis or Valkey.
@@ -89,12 +102,15 @@ impl DriverError {
             | Self::Work { .. }
             | Self::Space { .. }
             | Self::Mark { .. }
+            | Self::BadDump { .. }
+            | Self::Load { .. }
             | Self::Sink(_)
             | Self::Cancelled(_) => false,
             Self::Secret(error) => error.retry(),
             Self::Host(error) => error.retry(),
             Self::Sqlite { fault, .. } => fault.retry(),
             Self::Postgres(fault) => fault.retry(),
+            Self::MySql(fault) => fault.retry(),
             Self::Mongo(fault) => fault.retry(),
             Self::Redis(fault) => fault.retry(),
             Self::Exec(error) => error.retry(),
@@ -135,6 +151,9 @@ impl fmt::Display for DriverError {
             ),
             Self::Sqlite { path, fault } => write!(f, "the SQLite file {} {fault}", path.display()),
             Self::Postgres(fault) => fault.fmt(f),
+            Self::MySql(fault) => fault.fmt(f),
+            Self::BadDump { problem } => write!(f, "the dump {problem}"),
+            Self::Load { problem } => write!(f, "failed to load the dump: {problem}"),
             Self::Mongo(fault) => fault.fmt(f),
             Self::Redis(fault) => fault.fmt(f),
             Self::Exec(error) => error.fmt(f),

@@ -1,7 +1,7 @@
 //! A dump tool as a child process: the one place where programs are started.
 //!
 //! The child gets an empty environment but for `PATH`, `LANG`, `LC_ALL`, `TZ` and what its driver adds, null
-//! as stdin, pipes for stdout and stderr, and a process group of its own. One loop polls both pipes and the
+//! (or the file that it is to load) as stdin, pipes for stdout and stderr, and a process group of its own. One loop polls both pipes and the
 //! cancel, so nothing can fill up unseen, and a tool that says nothing for `stuck` is ended. However the run
 //! ends, the whole group is gone and the child is reaped before [`run`] returns: TERM, one second, KILL.
 //!
@@ -14,6 +14,7 @@ pub mod shell;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -183,6 +184,21 @@ pub(super) fn run(
     sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<Said, ExecError> {
     conclude(Running::start(tool)?, stuck, cancel, sink)
+}
+
+/// As [`run`], with a file as the tool's input, from where it stands; what the tool prints is dropped.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn feed(
+    input: File,
+    tool: &Tool<'_>,
+    stuck: Duration,
+    cancel: &Cancel,
+) -> Result<Said, ExecError> {
+    let mut command = command(tool);
+    command.stdin(input);
+    conclude(Running::spawn(tool, command)?, stuck, cancel, &mut |_| Ok(()))
 }
 
 /// As [`run`], for a tool that talks on stderr all the time: only its output shows that it gets on.

@@ -10,17 +10,20 @@
 //! are swept at the next start if the agent was killed in between.
 
 pub mod address;
+mod cafile;
 mod error;
 mod exec;
 pub mod load;
 mod marks;
 mod mongodb;
+mod mysql;
 mod passfile;
 mod postgres;
 mod redis;
 pub mod secrets;
 mod space;
 mod sqlite;
+mod sqltext;
 mod tail;
 mod tools;
 mod words;
@@ -33,6 +36,7 @@ pub use error::DriverError;
 pub use exec::ExecError;
 pub use exec::shell;
 pub use mongodb::{Damage, MongoFault};
+pub use mysql::MySqlFault;
 pub use postgres::PostgresFault;
 pub use redis::{RdbFault, RedisFault};
 pub use sqlite::SqliteFault;
@@ -127,17 +131,19 @@ pub fn for_target(
         Engine::PostgreSql => Ok(Box::new(postgres::Postgres::new(c)?)),
         Engine::MongoDb => Ok(Box::new(mongodb::MongoDb::new(c, policy)?)),
         Engine::Redis => Ok(Box::new(redis::Redis::new(c)?)),
-        engine @ (Engine::MySql | Engine::MariaDb | Engine::Unknown(_)) => {
-            unsupported(engine.to_string())
-        }
+        engine @ (Engine::MySql | Engine::MariaDb) => Ok(Box::new(mysql::MySql::new(engine, c)?)),
+        engine @ Engine::Unknown(_) => unsupported(engine.to_string()),
     }
 }
 
-/// What this host can dump, in the wire's words (`sqlite`, `redis`, `pg_dump`).
+/// What this host can dump, in the wire's words (`sqlite`, `redis`, `pg_dump`, `mysqldump`).
 pub fn capabilities(policy: &HostPolicy) -> Vec<&'static str> {
     let mut found = vec!["sqlite", "redis"];
     if !tools::candidates("pg_dump", policy.pg_bin_dir.as_deref()).is_empty() {
         found.push("pg_dump");
+    }
+    if mysql::has_dump_tool(policy) {
+        found.push("mysqldump");
     }
     if mongodb::is_here(policy) {
         found.push("mongodump");

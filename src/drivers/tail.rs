@@ -78,6 +78,11 @@ impl Said {
         rest.split(ends).next()
     }
 
+    /// Reads a fact out of the whole of it.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        read(self.said.expose())
+    }
+
     /// One line for an error message: the beginning and the end of it if it is long.
     pub(super) fn brief(&self) -> String {
         let line = self.lines().collect::<Vec<_>>().join("; ");

@@ -12,8 +12,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Directories with one entry per version: (parent, prefix of the entry, what follows it).
-const VERSIONED: [(&str, &str, &str); 11] = [
+/// Directories with one entry per version or product: (parent, prefix of the entry, what follows it).
+const VERSIONED: [(&str, &str, &str); 17] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
     ("/usr/libexec", "postgresql", ""),
@@ -22,6 +22,12 @@ const VERSIONED: [(&str, &str, &str); 11] = [
     ("/usr/local", "pgsql", "bin"),
     ("/opt", "pgsql", "bin"),
     ("/opt/bitnami", "postgresql", "bin"),
+    ("/usr/local", "mysql", "bin"),
+    ("/usr/local", "mariadb", "bin"),
+    ("/opt", "mysql", "bin"),
+    ("/opt", "mariadb", "bin"),
+    ("/opt/bitnami", "mysql", "bin"),
+    ("/opt/bitnami", "mariadb", "bin"),
     ("/opt/bitnami", "mongodb", "bin"),
     ("/opt", "mongodb-database-tools", "bin"),
     ("/usr/local", "mongodb-database-tools", "bin"),

@@ -50,6 +50,7 @@ impl Bench {
                 allow_checks: None,
                 allow_hooks: false,
                 pg_bin_dir: None,
+                mysql_bin_dir: None,
                 mongo_bin_dir: None,
             },
             upload: upload.with_timing(quick()),

@@ -1,5 +1,5 @@
-//! Drivers against real databases: SQLite files written to by other processes, PostgreSQL and Redis servers that
-//! the tests start themselves, and small stand-ins for tools that misbehave or cannot be had.
+//! Drivers against real databases: SQLite files written to by other processes, PostgreSQL, MariaDB and Redis servers
+//! that the tests start themselves, and small stand-ins for tools that misbehave or cannot be had.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,6 +9,8 @@
 )]
 
 mod mongodb;
+mod mysql;
+mod mysql_faults;
 mod postgres;
 mod postgres_faults;
 mod redis;
@@ -20,6 +22,8 @@ mod sqlite_users;
 mod sqlite_writers;
 #[cfg(feature = "control")]
 mod storage;
+#[path = "../support/mariadb.rs"]
+mod support_mariadb;
 #[path = "../support/postgres.rs"]
 mod support_postgres;
 #[path = "../support/redis.rs"]

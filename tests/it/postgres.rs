@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use backupy::drivers::{DriverError, PostgresFault};
-use backupy::model::{Connection, Engine, Target, Way};
+use backupy::drivers::{DriverError, PostgresFault, load};
+use backupy::model::{Connection, Engine, Target, Trust, Way};
 use backupy::secret::Secret;
 
 use crate::rig::{Rig, target};
@@ -90,8 +90,56 @@ fn names_that_look_like_something_else_are_names() {
         let error = Rig::new().run(&pg(tcp(&server, bad))).unwrap_err();
         assert!(matches!(error, DriverError::Setting { field: "database", .. }), "{error}");
     }
-    let error = Rig::new().run(&pg(tcp(&server, ""))).unwrap_err();
-    assert!(error.to_string().contains("names no database"), "{error}");
+}
+
+#[test]
+fn all_databases_in_one_dump() {
+    let server = Postgres::start();
+    for name in ["one", "t'w \" o"] {
+        server.create_database(name);
+        server.sql(name, FILL);
+    }
+    server.sql("postgres", "CREATE ROLE somebody LOGIN PASSWORD 'x'");
+    for rig in [Rig::new(), Rig::remote()] {
+        let (dump, prepared, dumped) = rig.run(&pg(tcp(&server, ""))).unwrap();
+        assert!(prepared.engine_version.starts_with("PostgreSQL 1"), "{prepared:?}");
+        assert!(prepared.size_hint_bytes.unwrap() > 1 << 20);
+        assert_eq!((prepared.warnings, dumped.warnings), (Vec::new(), Vec::new()));
+        let file = rig.path("dump");
+        fs::write(&file, &dump).unwrap();
+        let inspected =
+            rig.with_context(|cx| load::inspect(Engine::PostgreSql, &file, cx)).unwrap();
+        let names: Vec<_> = inspected.tables.iter().map(|t| t.name.as_str()).collect();
+        assert!(names.len() == 2 && names[0] == "one.public.t", "{names:?}");
+        for database in ["", "one"] {
+            let into = pg(tcp(&server, database));
+            let error = rig.with_context(|cx| load::load(&into, &file, true, cx)).unwrap_err();
+            assert!(error.to_string().contains("its roles included"), "{error}");
+        }
+        fs::write(&file, &dump[..dump.len() - 10]).unwrap();
+        let error =
+            rig.with_context(|cx| load::inspect(Engine::PostgreSql, &file, cx)).unwrap_err();
+        assert!(matches!(error, DriverError::BadDump { .. }), "{error}");
+        if rig.policy.trust == Trust::Local {
+            // As the documents say: by hand, into a new server.
+            let other = Postgres::start();
+            other.load_cluster(&dump);
+            for name in ["one", "t'w \" o"] {
+                assert_eq!(other.sql(name, DIGEST), server.sql(name, DIGEST));
+            }
+            let role = "SELECT rolcanlogin FROM pg_roles WHERE rolname = 'somebody'";
+            assert_eq!(other.sql("postgres", role), "t");
+        }
+    }
+    server.sql("postgres", "CREATE ROLE weak LOGIN PASSWORD 'weak'");
+    let weak = Connection {
+        username: "weak".into(),
+        password_ref: Secret::new("weak"),
+        ..tcp(&server, "")
+    };
+    let error = Rig::new().run(&pg(weak)).unwrap_err();
+    let permission = matches!(error, DriverError::Postgres(PostgresFault::Permission(_)));
+    assert!(permission && !error.retry(), "{error}");
 }
 
 #[test]

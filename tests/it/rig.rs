@@ -34,6 +34,7 @@ impl Rig {
                 allow_checks: None,
                 allow_hooks: false,
                 pg_bin_dir: None,
+                mysql_bin_dir: None,
                 mongo_bin_dir: None,
             },
             limits: PipelineLimits {
@@ -86,18 +87,24 @@ impl Rig {
         out: &mut dyn Write,
     ) -> Result<(Prepared, Dumped, Option<String>), DriverError> {
         let mut driver: Box<dyn Driver + Send> = for_target(target, &self.policy)?;
+        self.with_context(|cx| {
+            let prepared = driver.prepare(cx)?;
+            let dumped = driver.dump(cx, out)?;
+            Ok((prepared, dumped, driver.dumped_version()))
+        })
+    }
+
+    /// Calls `work` with a driver's context.
+    pub fn with_context<T>(&self, work: impl FnOnce(&Context<'_>) -> T) -> T {
         let work_dir = self.work_dir();
         let progress = |progress| self.progress.lock().unwrap().push(progress);
-        let cx = Context {
+        work(&Context {
             cancel: &self.cancel,
             policy: &self.policy,
             limits: &self.limits,
             work_dir: &work_dir,
             progress: &progress,
-        };
-        let prepared = driver.prepare(&cx)?;
-        let dumped = driver.dump(&cx, out)?;
-        Ok((prepared, dumped, driver.dumped_version()))
+        })
     }
 
     /// As [`Rig::run_into`], into memory.

@@ -179,6 +179,7 @@ fn wal_that_is_opened_and_closed_all_the_time() {
             }
         });
         let _stop = StopOnDrop(&stop);
+        wait_for_writes(&path);
         for _ in 0..5 {
             let (dump, _, _) = rig.run(&sqlite_target(&path)).unwrap();
             verify(&dump, &rig);

@@ -174,6 +174,21 @@ impl Postgres {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Loads a `pg_dumpall` text; that the superuser is there already is no failure.
+    pub fn load_cluster(&self, dump: &[u8]) {
+        let file = self.file("cluster.sql", dump);
+        let output = Command::new(bin_dir().join("psql"))
+            .args(["--no-psqlrc", "--quiet", "-h", "127.0.0.1", "-U", USER, "-d", "postgres"])
+            .args(["-p", &self.port.to_string(), "-f"])
+            .arg(file)
+            .env("PGPASSWORD", PASSWORD)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let errors: Vec<_> = said.lines().filter(|line| line.contains("ERROR")).collect();
+        assert!(output.status.success() && errors.len() <= 1, "{said}");
+    }
+
     /// Stops the server; `immediately` as a crash does.
     pub fn stop(&mut self, immediately: bool) {
         let Some(mut child) = self.child.take() else { return };

@@ -9,6 +9,8 @@
 //! | `host` | a socket instead of a host in the URL: libpq's directory, or the path of another engine's socket |
 //! | `socket` | the same under MySQL's name |
 //!
+//! A PostgreSQL, MySQL or MariaDB URL that ends with the slash means all databases of the server, its users included.
+//!
 //! `mongodb://` and `mongodb+srv://` keep their own options (`authSource`, `replicaSet`, `tls` …) and may name several
 //! hosts; the driver reads them. User and password are taken out of them. `rediss://` is Redis over TLS.
 //!
@@ -71,7 +73,9 @@ impl fmt::Display for UrlError {
             Self::HostTwice => f.write_str("the URL names a host and a socket; leave one of them out"),
             Self::Host => f.write_str("the URL's host is not one host name or address"),
             Self::Port => f.write_str("the URL's port is not a number from 1 to 65535"),
-            Self::NoDatabase => f.write_str("the URL names no database: add \"/name\" after the host"),
+            Self::NoDatabase => f.write_str(
+                "the URL names no database: add \"/name\" after the host, or \"/\" alone for all databases of the server",
+            ),
             Self::Escape => f.write_str("the URL has a bad percent escape"),
             Self::Option(name) => write!(
                 f,
@@ -167,6 +171,7 @@ fn mongodb(scheme: &str, rest: &str) -> Result<Connection, UrlError> {
 
 fn server(engine: Engine, rest: &str) -> Result<Connection, UrlError> {
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let slash = rest.contains('/');
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (login, place) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (username, password) = login.split_once(':').unwrap_or((login, ""));
@@ -185,7 +190,8 @@ fn server(engine: Engine, rest: &str) -> Result<Connection, UrlError> {
     if connection.host.is_empty() {
         return Err(UrlError::NoHost);
     }
-    if connection.database.is_empty() && matches!(engine, Engine::PostgreSql) {
+    let has_databases = matches!(engine, Engine::PostgreSql | Engine::MySql | Engine::MariaDb);
+    if has_databases && !slash {
         return Err(UrlError::NoDatabase);
     }
     Ok(connection)
@@ -300,6 +306,21 @@ mod tests {
         assert_eq!((engine, c.way), (Engine::MySql, Way::UnixSocket));
         let (engine, c) = parse("redis://backup@?host=/run/redis/redis.sock").unwrap();
         assert_eq!((engine, c.way, c.database.as_str()), (Engine::Redis, Way::UnixSocket, ""));
+    }
+
+    #[test]
+    fn all_databases_are_asked_for_by_a_slash() {
+        for text in [
+            "postgres://u@h/",
+            "mysql://u@h:1/",
+            "mariadb:///?socket=/run/s",
+            "postgres:///?host=/run/pg",
+        ] {
+            assert_eq!(parse(text).unwrap().1.database, "", "{text}");
+        }
+        for text in ["postgres://u@h", "mysql://u@h:1", "mariadb://u@h?sslmode=require"] {
+            assert_eq!(parse(text), Err(UrlError::NoDatabase), "{text}");
+        }
     }
 
     #[test]

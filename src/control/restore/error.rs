@@ -90,7 +90,9 @@ impl RestoreError {
             Self::Key(error) => matches!(error, KeyError::Damaged { .. }),
             Self::Dump(error) => matches!(
                 error,
-                DriverError::Sqlite { .. } | DriverError::Exec(ExecError::Exit { .. })
+                DriverError::Sqlite { .. }
+                    | DriverError::BadDump { .. }
+                    | DriverError::Exec(ExecError::Exit { .. })
             ),
             Self::Storage(_)
             | Self::NotFound { .. }

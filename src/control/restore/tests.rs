@@ -103,6 +103,7 @@ impl World {
             allow_checks: None,
             allow_hooks: false,
             pg_bin_dir: None,
+            mysql_bin_dir: None,
             mongo_bin_dir: None,
         };
         let work_dir = self.path("work");

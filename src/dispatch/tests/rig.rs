@@ -214,6 +214,7 @@ impl Rig {
                 allow_checks: None,
                 allow_hooks: true,
                 pg_bin_dir: None,
+                mysql_bin_dir: None,
                 mongo_bin_dir: None,
             },
             limits,

@@ -6,10 +6,8 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::HostPolicy;
 use crate::drivers::DriverError;
-use crate::drivers::secrets;
-use crate::model::{Connection, Trust, Way};
+use crate::model::{Connection, Way};
 
 const DEFAULT_PORT: u16 = 5432;
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
@@ -30,6 +28,8 @@ pub(super) enum Place {
 pub(super) struct Conninfo {
     pub(super) place: Place,
     pub(super) database: String,
+    /// All databases are meant; `database` is then the one to log in to.
+    pub(super) all: bool,
     user: String,
     ssl_mode: String,
     pub(super) ca_file: Option<PathBuf>,
@@ -42,9 +42,6 @@ fn wrong<T>(field: &'static str, problem: &str) -> Result<T, DriverError> {
 impl Conninfo {
     /// Checks a target's connection.
     pub(super) fn new(c: &Connection) -> Result<Self, DriverError> {
-        if c.database.is_empty() {
-            return wrong("database", "names no database");
-        }
         if !c.tls_mode.is_empty() && !SSL_MODES.contains(&c.tls_mode.as_str()) {
             return wrong(
                 "TLS mode",
@@ -61,8 +58,10 @@ impl Conninfo {
             (_, mode) => mode.to_owned(),
         };
         let user = if c.username.is_empty() { "postgres" } else { &c.username };
-        let (database, user) = (c.database.clone(), user.to_owned());
-        Ok(Self { place: place(c)?, database, user, ssl_mode, ca_file })
+        let all = c.database.is_empty();
+        let database = if all { "postgres" } else { &c.database };
+        let (database, user) = (database.to_owned(), user.to_owned());
+        Ok(Self { place: place(c)?, database, all, user, ssl_mode, ca_file })
     }
 
     /// Whether the server has to show a certificate of a known CA before it is told anything.
@@ -100,27 +99,6 @@ impl Conninfo {
         pairs.push(("application_name", "backupy".to_owned()));
         let quoted: Vec<_> = pairs.iter().map(|(k, v)| format!("{k}={}", quote(v))).collect();
         quoted.join(" ")
-    }
-}
-
-/// The CA file that may be used: from a control plane only one inside the secrets directory.
-pub(in crate::drivers) fn admit_ca(
-    ca_file: &Path,
-    policy: &HostPolicy,
-) -> Result<PathBuf, DriverError> {
-    let real = match policy.trust {
-        Trust::Local => Ok(ca_file.to_owned()),
-        Trust::Remote => secrets::inside_secrets_dir(ca_file, policy),
-    };
-    match real {
-        Ok(real) if real.is_file() => Ok(real),
-        Ok(_) => wrong("TLS CA file", "is not a file that the agent can read"),
-        Err(secrets::SecretError::Read { .. }) => {
-            wrong("TLS CA file", "is not a file that the agent can read")
-        }
-        Err(_) => Err(DriverError::NotAllowed {
-            what: "a TLS CA file outside BACKUPY_SECRETS_DIR".to_owned(),
-        }),
     }
 }
 

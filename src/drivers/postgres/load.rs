@@ -11,7 +11,7 @@ use super::super::exec::{self, ExecError, Tool};
 use super::super::load::{Inspected, Table};
 use super::super::tools::{self, Version};
 use super::super::{Context, DriverError};
-use super::{ANSWER_BYTES, Postgres, PostgresFault, SHORT};
+use super::{ANSWER_BYTES, Postgres, PostgresFault, SHORT, cluster};
 use crate::model::Connection;
 
 const TOOL: &str = "pg_restore";
@@ -25,6 +25,9 @@ const TABLES_MAX: usize = 100_000;
 
 /// Reads the whole dump to nowhere.
 pub(in crate::drivers) fn inspect(dump: &Path, cx: &Context<'_>) -> Result<Inspected, DriverError> {
+    if cluster::is_one(dump)? {
+        return cluster::inspect(dump, cx);
+    }
     let program = newest(cx)?;
     let whole = vec!["--file=/dev/null".into(), dump.into()];
     exec::run(&tool(&program, whole), SILENCE, cx.cancel, &mut |_| Ok(()))?;
@@ -42,6 +45,16 @@ pub(in crate::drivers) fn load(
     replace: bool,
     cx: &Context<'_>,
 ) -> Result<(), DriverError> {
+    let refuse = |problem: &str| Err(DriverError::Load { problem: problem.to_owned() });
+    if cluster::is_one(dump)? {
+        return refuse(
+            "it holds all databases of a server, its roles included; restore it to a file (--to) and load that into a new \
+             server with `psql --file`",
+        );
+    }
+    if connection.database.is_empty() {
+        return refuse("the URL names no database to load it into: add /name");
+    }
     let program = newest(cx)?;
     let login = Postgres::new(connection)?.login(cx)?;
     let mut args: Vec<OsString> = vec!["--single-transaction".into(), "--no-password".into()];

@@ -1,4 +1,4 @@
-//! PostgreSQL through `pg_dump --format=custom`.
+//! PostgreSQL through `pg_dump --format=custom`, or all its databases through `pg_dumpall` ([`cluster`]).
 //!
 //! `prepare` finds the tools, logs in with `psql` where there is one (version, size; every reason not to get
 //! in shows here, before anything is uploaded) and chooses the newest `pg_dump` that is not older than the
@@ -10,6 +10,7 @@
 //! clear (libpq 16 and later; older ones do not know the setting), since whoever names the host could
 //! otherwise read the host's secrets with a server of their own.
 
+mod cluster;
 mod conninfo;
 mod fault;
 mod header;
@@ -23,13 +24,12 @@ use std::time::Duration;
 
 pub use fault::PostgresFault;
 
-pub(super) use self::conninfo::admit_ca;
 use self::conninfo::{Conninfo, Place};
 use super::exec::{self, ExecError, Tool};
 use super::marks::StartMark;
 use super::passfile::PassFile;
 use super::tools::{self, Version};
-use super::{Context, Driver, DriverError, Dumped, Prepared, address, secrets};
+use super::{Context, Driver, DriverError, Dumped, Prepared, address, cafile, secrets};
 use crate::model::{Connection, Progress, Step, Trust};
 use crate::secret::Secret;
 
@@ -44,7 +44,7 @@ const MAX_WARNINGS: usize = 5;
 const QUERY: &str = "SELECT pg_catalog.current_setting('server_version'), \
                      pg_catalog.pg_database_size(pg_catalog.current_database())";
 
-/// The driver of one PostgreSQL database.
+/// The driver of one PostgreSQL database, or of all of a server's.
 pub(super) struct Postgres {
     info: Conninfo,
     password_ref: Secret,
@@ -83,7 +83,7 @@ impl Postgres {
     fn login(&self, cx: &Context<'_>) -> Result<Login, DriverError> {
         let mut info = self.info.clone();
         if let Some(ca) = &mut info.ca_file {
-            *ca = admit_ca(ca, cx.policy)?;
+            *ca = cafile::admit(ca, cx.policy)?;
         }
         let addresses = self.addresses(cx)?;
         let password = secrets::resolve(&self.password_ref, cx.policy)?;
@@ -123,7 +123,8 @@ impl Postgres {
         let login = self.login(cx)?;
         let args = ["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--quiet"];
         let mut args: Vec<OsString> = args.iter().map(OsString::from).collect();
-        args.extend(["--field-separator=|".into(), format!("--command={QUERY}").into()]);
+        let query = if self.info.all { cluster::QUERY } else { QUERY };
+        args.extend(["--field-separator=|".into(), format!("--command={query}").into()]);
         args.push(format!("--dbname={}", login.conninfo).into());
         let tool = login.tool("psql", &psql, args);
         match exec::capture(&tool, ANSWER_BYTES, cx.limits.stuck_timeout.min(SHORT * 4), cx.cancel)
@@ -190,6 +191,9 @@ impl Driver for Postgres {
             // What cannot be asked can at least be refused before the dump.
             drop(self.login(cx)?);
         }
+        if self.info.all {
+            cluster::tool(&tool, cx)?;
+        }
         self.tool = Some(tool);
         Ok(prepared)
     }
@@ -200,6 +204,9 @@ impl Driver for Postgres {
             None => newest_tool(cx)?.0,
         };
         let login = self.login(cx)?;
+        if self.info.all {
+            return cluster::dump(&login, &cluster::tool(&program, cx)?, self.size_bytes, cx, out);
+        }
         let tool = login.tool("pg_dump", &program, dump_args(&login, cx.limits.stuck_timeout));
         let mut flow = Flow::new(self.size_bytes, cx, out);
         let ended = exec::run(&tool, cx.limits.stuck_timeout, cx.cancel, &mut |c| flow.pass(c));
@@ -219,14 +226,18 @@ impl Driver for Postgres {
     }
 }
 
-/// `-Z0`: what follows compresses. The lock timeout comes before our own, for its words are clearer.
+/// A lock's timeout comes before our own, for the tool's words are clearer.
+fn lock_timeout(stuck: Duration) -> OsString {
+    format!("--lock-wait-timeout={}", (stuck.as_millis() * 9 / 10).max(1)).into()
+}
+
+/// `-Z0`: what follows compresses.
 fn dump_args(login: &Login, stuck: Duration) -> Vec<OsString> {
-    let lock_ms = (stuck.as_millis() * 9 / 10).max(1);
     vec![
         "--format=custom".into(),
         "-Z0".into(),
         "--no-password".into(),
-        format!("--lock-wait-timeout={lock_ms}").into(),
+        lock_timeout(stuck),
         format!("--dbname={}", login.conninfo).into(),
     ]
 }

@@ -10,7 +10,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use super::fault::RedisFault;
 use super::place::Tls;
 use crate::clock::Deadline;
-use crate::drivers::postgres::admit_ca;
+use crate::drivers::cafile;
 use crate::drivers::{Context, DriverError};
 use crate::net::{self, Waited, wait_readable, wait_writable};
 use crate::thread::Why;
@@ -30,7 +30,8 @@ pub(super) fn agree(
     cx: &Context<'_>,
 ) -> Result<TlsStream, DriverError> {
     let fault = |reason: String| DriverError::from(RedisFault::Tls(reason));
-    let ca_file = wanted.ca_file.as_deref().map(|file| admit_ca(file, cx.policy)).transpose()?;
+    let ca_file =
+        wanted.ca_file.as_deref().map(|file| cafile::admit(file, cx.policy)).transpose()?;
     let roots = net::root_store(ca_file.as_deref()).map_err(|error| fault(error.to_string()))?;
     let config = ClientConfig::builder_with_provider(net::provider())
         .with_safe_default_protocol_versions()

@@ -87,6 +87,7 @@ mod tests {
             allow_checks: None,
             allow_hooks: false,
             pg_bin_dir: None,
+            mysql_bin_dir: None,
             mongo_bin_dir: None,
         }
     }

@@ -264,6 +264,7 @@ fn from_elsewhere_only_where_the_host_allows_it() {
         allow_containers: None,
         allow_checks: None,
         pg_bin_dir: None,
+        mysql_bin_dir: None,
         mongo_bin_dir: None,
     };
     let remote = policy(Trust::Remote, false);

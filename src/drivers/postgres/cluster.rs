@@ -1,0 +1,128 @@
+//! All databases of a PostgreSQL server, its roles and tablespaces included, as the SQL text of `pg_dumpall`.
+//!
+//! The tool takes one database after the other: each is consistent in itself, but as of its own moment.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::super::load::{Inspected, Table};
+use super::super::sqltext::{self, Flow, Format};
+use super::super::{Context, DriverError, Dumped, exec, tools};
+use super::{Login, MAX_WARNINGS, PostgresFault, fault, lock_timeout};
+
+const TOOL: &str = "pg_dumpall";
+const TABLES_MAX: usize = 100_000;
+const BANNER: &str = "-- PostgreSQL database cluster dump";
+
+static FORMAT: Format = Format { banners: &[BANNER], ended };
+
+fn ended(tail: &str) -> bool {
+    tail.trim_end_matches('\n').ends_with("\n--\n-- PostgreSQL database cluster dump complete\n--")
+        && tail.ends_with('\n')
+}
+
+/// The size of all of them together.
+pub(super) const QUERY: &str = "SELECT pg_catalog.current_setting('server_version'), \
+                                pg_catalog.sum(pg_catalog.pg_database_size(oid)) \
+                                FROM pg_catalog.pg_database WHERE datallowconn";
+
+/// The tool that belongs to this `pg_dump`, which it calls itself.
+pub(super) fn tool(pg_dump: &Path, cx: &Context<'_>) -> Result<PathBuf, DriverError> {
+    let beside = pg_dump.with_file_name(TOOL);
+    if beside.is_file() {
+        return Ok(beside);
+    }
+    let configured = cx.policy.pg_bin_dir.as_deref();
+    tools::candidates(TOOL, configured).into_iter().next().ok_or_else(|| {
+        DriverError::Postgres(PostgresFault::NoTool { places: tools::places(configured) })
+    })
+}
+
+/// Dumps all databases.
+pub(super) fn dump(
+    login: &Login,
+    program: &Path,
+    size_bytes: Option<u64>,
+    cx: &Context<'_>,
+    out: &mut dyn Write,
+) -> Result<Dumped, DriverError> {
+    let tool = login.tool(TOOL, program, args(login, cx.limits.stuck_timeout));
+    let mut flow = Flow::new(&FORMAT, size_bytes, cx, out);
+    let ended = exec::run(&tool, cx.limits.stuck_timeout, cx.cancel, &mut |c| flow.pass(c));
+    flow.begins_as_a_dump(TOOL)?;
+    let said = ended.map_err(fault::explain)?;
+    flow.is_whole(TOOL)?;
+    Ok(Dumped { bytes: flow.bytes, warnings: said.lines().take(MAX_WARNINGS).collect() })
+}
+
+fn args(login: &Login, stuck: Duration) -> Vec<OsString> {
+    vec!["--no-password".into(), lock_timeout(stuck), format!("--dbname={}", login.conninfo).into()]
+}
+
+/// Whether a file is such a dump.
+pub(super) fn is_one(dump: &Path) -> Result<bool, DriverError> {
+    Ok(sqltext::head(dump)?.lines().any(|line| line == BANNER))
+}
+
+/// Reads the whole of it, without a server.
+pub(super) fn inspect(dump: &Path, cx: &Context<'_>) -> Result<Inspected, DriverError> {
+    let mut database = String::new();
+    let mut tables = Vec::new();
+    sqltext::scan(&FORMAT, dump, cx.cancel, &mut |line| {
+        if let Some(name) = line.strip_prefix("\\connect ") {
+            database = connected(name);
+        } else if let Some(name) = table(line)
+            && tables.len() < TABLES_MAX
+        {
+            tables.push(Table { name: format!("{database}.{name}"), rows: None });
+        }
+    })?;
+    tables.sort_by(|a, b| a.name.cmp(&b.name));
+    let note = "only the text was read: beginning, end and the names of the tables; loading it into a server proves more";
+    Ok(Inspected { tables, warnings: vec![note.to_owned()] })
+}
+
+/// `shop`, or `-reuse-previous=on "dbname='a b'"`; what has quotes in it is shown as it stands.
+fn connected(text: &str) -> String {
+    let quoted =
+        text.strip_prefix("-reuse-previous=on \"dbname='").and_then(|t| t.strip_suffix("'\""));
+    quoted.unwrap_or(text).to_owned()
+}
+
+/// `-- Name: orders; Type: TABLE; Schema: public; Owner: postgres` → `public.orders`.
+fn table(line: &str) -> Option<String> {
+    let (name, rest) = line.strip_prefix("-- Name: ")?.split_once("; Type: TABLE; Schema: ")?;
+    let (schema, _) = rest.split_once("; Owner: ")?;
+    Some(format!("{schema}.{name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn end_marks() {
+        let whole = "\\unrestrict x\n\n--\n-- PostgreSQL database cluster dump complete\n--\n\n";
+        assert!(ended(whole));
+        for bad in [
+            "",
+            whole.trim_end(),
+            &whole.replace(" cluster", ""),
+            &format!("{whole}SELECT 1;\n"),
+            "x'-- PostgreSQL database cluster dump complete\n--\n",
+        ] {
+            assert!(!ended(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        let line = "-- Name: orders; Type: TABLE; Schema: public; Owner: postgres";
+        assert_eq!(table(line).as_deref(), Some("public.orders"));
+        assert_eq!(table("-- Name: orders; Type: TABLE DATA; Schema: public; Owner: x"), None);
+        assert_eq!(connected("shop"), "shop");
+        assert_eq!(connected("-reuse-previous=on \"dbname='a b'\""), "a b");
+    }
+}
