@@ -19,6 +19,9 @@ pub use parse::{parse_rate, parse_size};
 /// Where state lives unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
 
+/// Where Docker listens unless told otherwise.
+pub const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
 /// Lowest limit of an upload, in bytes per second: below it a single request would outlive every server's patience.
 pub const MIN_RATE: u64 = 16 << 10;
 
@@ -87,6 +90,8 @@ pub struct HostPolicy {
     pub allow_checks: Option<Vec<String>>,
     /// Directory with the PostgreSQL tools, before PATH (`BACKUPY_PG_BIN_DIR`).
     pub pg_bin_dir: Option<PathBuf>,
+    /// Where the Docker daemon listens (`BACKUPY_DOCKER_SOCKET`).
+    pub docker_socket: PathBuf,
 }
 
 /// The sizes and times of the pipeline; every field has a documented variable.
@@ -289,6 +294,9 @@ impl HostConfig {
                 allow_containers: reader.list("BACKUPY_ALLOW_CONTAINERS", ','),
                 allow_checks: reader.list("BACKUPY_ALLOW_CHECKS", ','),
                 pg_bin_dir: reader.path("BACKUPY_PG_BIN_DIR", None),
+                docker_socket: reader
+                    .path("BACKUPY_DOCKER_SOCKET", None)
+                    .unwrap_or_else(|| PathBuf::from(DEFAULT_DOCKER_SOCKET)),
             },
             limits: PipelineLimits {
                 memory_bytes: reader.memory_bytes(defaults.memory_bytes),

@@ -42,6 +42,7 @@ fn with_context<T>(work_dir: &Path, cancel: &Cancel, work: impl FnOnce(&Context<
         allow_containers: None,
         allow_checks: None,
         pg_bin_dir: None,
+        docker_socket: "/nonexistent/docker.sock".into(),
     };
     let limits =
         PipelineLimits { min_free_bytes: 1, min_free_percent: 0, ..PipelineLimits::default() };

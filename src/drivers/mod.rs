@@ -10,6 +10,7 @@
 //! are swept at the next start if the agent was killed in between.
 
 pub mod address;
+mod container;
 mod error;
 mod exec;
 pub mod load;
@@ -17,6 +18,7 @@ mod marks;
 mod passfile;
 mod postgres;
 pub mod secrets;
+mod site;
 mod space;
 mod sqlite;
 mod tail;
@@ -26,16 +28,22 @@ mod workfile;
 
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
+pub use container::ContainerFault;
 pub use error::DriverError;
 pub use exec::ExecError;
 pub use postgres::PostgresFault;
 pub use sqlite::SqliteFault;
 pub use workfile::sweep;
 
+use crate::clock::Deadline;
 use crate::config::{HostPolicy, PipelineLimits};
+use crate::docker::{Bounds, Docker};
 use crate::model::{Engine, Progress, Target, Way};
 use crate::thread::Cancel;
+
+const DOCKER_PROBE: Duration = Duration::from_secs(2);
 
 /// What a driver may use while it works.
 pub struct Context<'a> {
@@ -114,7 +122,10 @@ pub fn for_target(
     let unsupported = |what: String| Err(DriverError::Unsupported { what });
     match c.way {
         Way::Tcp | Way::UnixSocket => {}
-        Way::DockerExec => return unsupported("the way in by docker exec".to_owned()),
+        Way::DockerExec if target.engine == Engine::PostgreSql => {}
+        Way::DockerExec => {
+            return unsupported(format!("the way in by docker exec for {}", target.engine));
+        }
         Way::Unknown(number) => return unsupported(format!("connection strategy {number}")),
     }
     match target.engine {
@@ -135,4 +146,12 @@ pub fn capabilities(policy: &HostPolicy) -> Vec<&'static str> {
         found.push("pg_dump");
     }
     found
+}
+
+/// The version of the Docker daemon whose socket answers now, if one does; asked for at every registration,
+/// so it takes no longer than [`DOCKER_PROBE`].
+pub fn docker_version(policy: &HostPolicy) -> Option<String> {
+    let bounds = Bounds { deadline: Deadline::after(DOCKER_PROBE), cancel: None };
+    let found = Docker::connect(&policy.docker_socket, bounds);
+    found.ok().map(|docker| docker.version().to_owned())
 }

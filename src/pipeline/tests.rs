@@ -49,6 +49,7 @@ impl Bench {
                 allow_containers: None,
                 allow_checks: None,
                 pg_bin_dir: None,
+                docker_socket: "/nonexistent/docker.sock".into(),
             },
             upload: upload.with_timing(quick()),
             compression: Compression::Zstd,

@@ -8,6 +8,7 @@
     reason = "helpers of tests fail as the tests do"
 )]
 
+mod docker;
 mod postgres;
 mod postgres_faults;
 mod rig;
@@ -15,5 +16,7 @@ mod sqlite;
 mod sqlite_faults;
 mod sqlite_users;
 mod sqlite_writers;
+#[path = "../support/docker.rs"]
+mod support_docker;
 #[path = "../support/postgres.rs"]
 mod support_postgres;

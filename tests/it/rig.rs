@@ -33,6 +33,7 @@ impl Rig {
                 allow_containers: None,
                 allow_checks: None,
                 pg_bin_dir: None,
+                docker_socket: "/nonexistent/docker.sock".into(),
             },
             limits: PipelineLimits {
                 min_free_bytes: 1 << 20,

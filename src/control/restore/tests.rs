@@ -102,6 +102,7 @@ impl World {
             allow_containers: None,
             allow_checks: None,
             pg_bin_dir: None,
+            docker_socket: "/nonexistent/docker.sock".into(),
         };
         let work_dir = self.path("work");
         work(&Context {

@@ -204,6 +204,7 @@ impl Rig {
                 allow_containers: None,
                 allow_checks: None,
                 pg_bin_dir: None,
+                docker_socket: "/nonexistent/docker.sock".into(),
             },
             limits,
             state_dir: self.path().to_owned(),

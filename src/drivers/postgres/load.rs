@@ -12,7 +12,7 @@ use super::super::load::{Inspected, Table};
 use super::super::tools::{self, Version};
 use super::super::{Context, DriverError};
 use super::{ANSWER_BYTES, Postgres, PostgresFault, SHORT};
-use crate::model::Connection;
+use crate::model::{Connection, Way};
 
 const TOOL: &str = "pg_restore";
 
@@ -42,6 +42,9 @@ pub(in crate::drivers) fn load(
     replace: bool,
     cx: &Context<'_>,
 ) -> Result<(), DriverError> {
+    if connection.way == Way::DockerExec {
+        return Err(DriverError::Unsupported { what: "loading into a container".to_owned() });
+    }
     let program = newest(cx)?;
     let login = Postgres::new(connection)?.login(cx)?;
     let mut args: Vec<OsString> = vec!["--single-transaction".into(), "--no-password".into()];

@@ -86,6 +86,7 @@ mod tests {
             allow_containers: None,
             allow_checks: None,
             pg_bin_dir: None,
+            docker_socket: "/nonexistent/docker.sock".into(),
         }
     }
 
