@@ -9,9 +9,9 @@
 /// The variables, and what they are set to.
 #[cfg(target_env = "gnu")]
 const SETTINGS: [(&str, &str); 3] = [
-    ("MALLOC_MMAP_THRESHOLD_", "65536"),
-    ("MALLOC_TRIM_THRESHOLD_", "131072"),
-    ("MALLOC_ARENA_MAX", "2"),
+    ("MALLOC_MMAP_THRESHOLD_", "32768"),
+    ("MALLOC_TRIM_THRESHOLD_", "32768"),
+    ("MALLOC_ARENA_MAX", "1"),
 ];
 
 /// Replaces this process by itself with the settings, unless somebody has chosen some already. Returns

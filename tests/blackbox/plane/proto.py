@@ -159,6 +159,7 @@ MESSAGES = {
         8: ("post_hooks", "string", True),
         9: ("retry", "RetryPolicy"),
         10: ("timeout_sec", "uint32"),
+        100: ("upload_bytes_per_sec", "uint64"),
     },
     "RetryPolicy": {1: ("max_attempts", "uint32"), 2: ("backoff_seconds", "uint32", True)},
     "HealthCheckSpec": {
