@@ -35,7 +35,7 @@ def target(docker, container, target_id="pg", **connection):
         "display_name": target_id,
         "connection": {
             "database": "postgres",
-            "username": "postgres",
+            "username": "admin",
             "password_secret_ref": docker.password,
             "container_id": container,
             "strategy": proto.DOCKER_EXEC,
@@ -109,10 +109,13 @@ def test_the_dump_ends_with_its_run_or_agent(lab, docker, end):
             kind, _ = plane.wait_terminal("r1", 20)
             assert kind == "cancelled"
         wait_until(lambda: not docker.runs("db", "pg_dump"), 20)
+        # PostgreSQL is the container's first process; it must not take an orphan of ours for a crash.
+        assert docker.sql("db", granted) == "1"
     finally:
         docker.sql(
             "db", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()"
         )
+    assert "terminated by signal" not in docker.logs("db")
     if end == "kill":
         agent.start()
         plane.wait_success("r1")

@@ -9,9 +9,10 @@
 //! environment, nothing that `docker inspect` shows, and nothing of it can stay behind. Whatever a target says
 //! is a positional argument and never part of a script.
 //!
-//! However a run ends, the tool is gone: the end of stdin makes the script kill its process group, TERM and then
-//! KILL, which also happens if the agent itself is killed; and if the group does not end, a second command
-//! kills it.
+//! However a run ends, the tool is gone: the end of stdin makes the script end it, TERM and then KILL, which also
+//! happens if the agent itself is killed; and if that does not help, a second command kills it. The script
+//! always outlives the tool and waits for it: an orphan would fall to the container's first process, and
+//! PostgreSQL in that place takes an orphan that a signal ended for a crash of its own and restarts.
 
 mod fault;
 mod script;
@@ -49,7 +50,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// For the end of a run that is given up, all in all …
 const END: Duration = Duration::from_millis(1800);
 /// … and of that, the time before the second command.
-const GRACE: Duration = Duration::from_millis(800);
+const GRACE: Duration = Duration::from_millis(1200);
 /// What a container may say before the script's first word.
 const MAX_HELLO_BYTES: usize = 8 << 10;
 
@@ -342,7 +343,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Ends the tool and all it started.
+    /// Ends the tool.
     fn end(&mut self) {
         let Some(process) = self.process.take() else { return };
         let deadline = Deadline::after(END);

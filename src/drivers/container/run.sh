@@ -3,7 +3,9 @@
 #   2. reads the secret from stdin, up to a line that is TOKEN, into a file that never has a name while it holds it
 #   3. runs the tool with an empty environment and that file as descriptor 3
 #   4. ends stdout with "backupy:TOKEN:CODE\n": whoever reads that has read everything before it
-#   5. stays until it is told (TOKEN again) that this has arrived; if stdin ends before, kills everything
+#   5. stays until it is told (TOKEN again) that this has arrived; if stdin ends before, ends the tool
+# Whatever is started here is waited for here. An orphan would become a child of the container's first process, and
+# where that is PostgreSQL, it takes a child that a signal ended for a crash of its own and restarts the database.
 umask 077
 set -C
 token=$1 secret=$2 nice=$3
@@ -16,6 +18,12 @@ born() {
     IFS= read -r stat <"/proc/$1/stat" || return 1
     set -- ${stat##*) }
     echo "${20}"
+}
+# Whether that process is still a child of this one: numbers are used again.
+mine() {
+    IFS= read -r stat <"/proc/$1/stat" || return 1
+    set -- ${stat##*) }
+    [ "$2" = $$ ]
 }
 start=$(born $$ 2>/dev/null)
 [ "$start" ] || fail proc
@@ -52,13 +60,16 @@ $nice env -i "PATH=$PATH" LANG=C LC_ALL=C ${TZ+"TZ=$TZ"} \
 tool=$!
 exec 3>&-
 (
-    trap '' TERM
     exec >/dev/null 2>&1
     IFS= read -r line <&4
     [ "$line" = "$token" ] && exit
-    kill -TERM "-$$" || kill -TERM "$tool" "$$"
-    sleep 1
-    kill -KILL "-$$" || kill -KILL "$tool" "$$"
+    mine "$tool" && kill -TERM "$tool"
+    tries=0
+    while [ "$tries" -lt 10 ] && mine "$tool"; do
+        sleep 0.1 || { sleep 1; tries=10; }
+        tries=$((tries + 1))
+    done
+    mine "$tool" && kill -KILL "$tool"
 ) &
 watch=$!
 wait "$tool"

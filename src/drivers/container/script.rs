@@ -103,7 +103,7 @@ pub(super) fn no_shell(heard: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
-    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::os::unix::process::CommandExt;
     use std::path::Path;
     use std::process::{Child, ChildStdin, Command, Stdio};
 
@@ -231,19 +231,22 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_stdin_kills_the_whole_group() {
+    fn the_end_of_stdin_ends_the_tool_and_leaves_no_orphan() {
         for shell in shells() {
             // Deaf to TERM, so that KILL has to do it.
-            let script = "trap '' TERM; sleep 600 & echo up; while :; do sleep 600; done";
-            let mut running = start(&shell, false, script);
-            running.tell(&format!("{TOKEN}\n"));
-            wait_for(&mut running, "up\n");
-            drop(running.stdin.take());
-            // Ends when nobody in the group holds it any more.
-            let mut rest = String::new();
-            running.child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
-            assert_eq!(rest, "", "{shell:?}");
-            assert!(running.end().0.signal().is_some(), "{shell:?}");
+            for (trap, code) in [("", 143), ("trap '' TERM;", 137)] {
+                let script = format!("{trap} echo up; exec sleep 600");
+                let mut running = start(&shell, false, &script);
+                running.tell(&format!("{TOKEN}\n"));
+                wait_for(&mut running, "up\n");
+                drop(running.stdin.take());
+                // Ends when nobody holds it any more.
+                let mut rest = String::new();
+                running.child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
+                assert_eq!(rest, format!("backupy:{TOKEN}:{code}\n"), "{shell:?}");
+                // The script ended by itself, so it has waited for the tool.
+                assert_eq!(running.end().0.code(), Some(code), "{shell:?}");
+            }
         }
     }
 
@@ -262,7 +265,10 @@ mod tests {
             assert!(killed(&other).success());
             assert!(running.child.try_wait().unwrap().is_none(), "{shell:?}");
             assert!(killed(&running.process).success());
-            assert_eq!(running.end().0.signal(), Some(9), "{shell:?}");
+            let mut rest = String::new();
+            running.child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
+            assert_eq!(rest, format!("backupy:{TOKEN}:137\n"), "{shell:?}");
+            assert_eq!(running.end().0.code(), Some(137), "{shell:?}");
         }
     }
 }

@@ -302,7 +302,7 @@ fn a_silent_tool_is_ended_and_a_paused_container_named() {
 }
 
 #[test]
-fn a_group_that_does_not_end_is_killed_by_a_second_command() {
+fn a_tool_that_does_not_end_is_killed_by_a_second_command() {
     let deaf: Act = script(|script| {
         script.ready();
         script.told();

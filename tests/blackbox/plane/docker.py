@@ -69,7 +69,7 @@ class Docker:
         start = self.directory / f"{name}.sh"
         quoted = self.password.replace("'", "'\\''")
         start.write_text(
-            f"set -e; umask 077; echo '{quoted}' >/tmp/pw; {tools}/initdb -D /tmp/data -U postgres "
+            f"set -e; umask 077; echo '{quoted}' >/tmp/pw; {tools}/initdb -D /tmp/data -U admin "
             "--auth=scram-sha-256 --pwfile=/tmp/pw --no-sync --encoding=UTF8 --locale=C >/dev/null; rm /tmp/pw\n"
             f"exec {tools}/postgres -D /tmp/data -c fsync=off -k /var/run/postgresql\n"
         )
@@ -85,7 +85,7 @@ class Docker:
     def _sql(self, name, text, *options, database="postgres"):
         return self._run(
             "exec", *options, "-e", f"PGPASSWORD={self.password}", name,
-            "psql", "-U", "postgres", "-d", database, "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", text,
+            "psql", "-U", "admin", "-d", database, "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", text,
         )
 
     def sql(self, name, text, *options, database="postgres"):
@@ -93,6 +93,10 @@ class Docker:
         done = self._sql(name, text, *options, database=database)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode().strip()
+
+    def logs(self, name):
+        """What a container's first process said."""
+        return self._run("logs", name).stderr.decode()
 
     def runs(self, name, program):
         """Whether a program of this name runs in a container."""
