@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use backupy::drivers::{ContainerFault, DriverError, ExecError, PostgresFault};
@@ -212,7 +213,8 @@ fn nothing_is_seen(docker: &Dockerd) {
             assert_eq!(nice, "10", "it is kind to the host");
         }
         for dir in ["dev/shm", "tmp", "run"] {
-            let entries = fs::read_dir(format!("/proc/{pid}/root/{dir}"));
+            let entries =
+                fs::read_dir(Path::new("/proc").join(pid.to_string()).join("root").join(dir));
             for entry in entries.into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 assert!(!name.starts_with(".backupy"), "{name}");

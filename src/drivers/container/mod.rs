@@ -51,6 +51,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const END: Duration = Duration::from_millis(1800);
 /// … and of that, the time before the second command.
 const GRACE: Duration = Duration::from_millis(1200);
+/// How long a container that ended may still be reported as running.
+const SETTLE: Duration = Duration::from_secs(2);
 /// What a container may say before the script's first word.
 const MAX_HELLO_BYTES: usize = 8 << 10;
 
@@ -335,10 +337,18 @@ impl<'a> Running<'a> {
         if !doubtful {
             return error;
         }
-        match self.docker.inspect(&self.container.id, self.within(ASK)) {
-            Ok(Container { state: ContainerState::Running, .. }) | Err(_) => error,
-            Ok(Container { name, state, .. }) => {
-                ContainerFault::State { container: name, state }.into()
+        // A container that ends takes its commands along a moment before it is reported as ended.
+        let deadline = Deadline::after(SETTLE);
+        loop {
+            match self.docker.inspect(&self.container.id, self.within(ASK)) {
+                Ok(Container { state: ContainerState::Running, .. }) => {}
+                Ok(Container { name, state, .. }) => {
+                    return ContainerFault::State { container: name, state }.into();
+                }
+                Err(_) => return error,
+            }
+            if deadline.passed() || !self.cx.cancel.sleep(LOOK * 5) {
+                return error;
             }
         }
     }
