@@ -41,8 +41,10 @@ fn with_context<T>(work_dir: &Path, cancel: &Cancel, work: impl FnOnce(&Context<
         allow_paths: None,
         allow_containers: None,
         allow_checks: None,
+        allow_hooks: false,
         pg_bin_dir: None,
         docker_socket: "/nonexistent/docker.sock".into(),
+        mongo_bin_dir: None,
     };
     let limits =
         PipelineLimits { min_free_bytes: 1, min_free_percent: 0, ..PipelineLimits::default() };

@@ -6,9 +6,12 @@ use crate::clock::unix_ms;
 use crate::link::Slots;
 use crate::model::Progress;
 use crate::outbox::{Kind, Message};
+use crate::pipeline::upload::multipart::Ask;
 use crate::runs::state::{EndKind, Outcome, Phase, Run};
 use crate::runs::worker::OnProgress;
-use crate::wire::{Ack, AgentMessage, BackupCompleted, JobStatus, JobUpdate, LogEvent, LogLevel};
+use crate::wire::{
+    Ack, AgentMessage, BackupCompleted, JobStatus, JobUpdate, LogEvent, LogLevel, PartUrlsRequest,
+};
 
 /// The result of an ended run: one message, or two that stay adjacent.
 pub(super) fn result(run: &Run) -> Vec<Message> {
@@ -132,6 +135,19 @@ pub(super) fn progress_reporter(slots: Slots) -> OnProgress {
             error_message: String::new(),
         };
         slots.put_progress(run_id, update);
+    })
+}
+
+/// How an upload in parts asks for more URLs: in a slot of the link, until they are there.
+pub(super) fn part_urls_asker(slots: Slots, run: &Run, upload_id: &str) -> Ask {
+    let (run_id, upload_id) = (run.run_id.clone(), upload_id.to_owned());
+    Arc::new(move |first_part, count| {
+        slots.put_part_urls_request(PartUrlsRequest {
+            run_id: run_id.clone(),
+            upload_id: upload_id.clone(),
+            first_part,
+            count,
+        });
     })
 }
 

@@ -2,6 +2,8 @@
 //! outbox, pipeline and database are real; the store for artifacts is a few lines of HTTP that the test holds
 //! up and answers.
 
+mod hooks;
+mod multipart;
 mod rig;
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Drivers against real databases: SQLite files written to by other processes, PostgreSQL servers that the
-//! tests start themselves, and small stand-ins for tools that misbehave.
+//! Drivers against real databases: SQLite files written to by other processes, PostgreSQL and Redis servers that
+//! the tests start themselves, and small stand-ins for tools that misbehave or cannot be had.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,8 +9,11 @@
 )]
 
 mod docker;
+mod mongodb;
 mod postgres;
 mod postgres_faults;
+mod redis;
+mod redis_faults;
 mod rig;
 mod sqlite;
 mod sqlite_faults;
@@ -20,3 +23,5 @@ mod sqlite_writers;
 mod support_docker;
 #[path = "../support/postgres.rs"]
 mod support_postgres;
+#[path = "../support/redis.rs"]
+mod support_redis;

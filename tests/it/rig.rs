@@ -32,8 +32,10 @@ impl Rig {
                 allow_paths: None,
                 allow_containers: None,
                 allow_checks: None,
+                allow_hooks: false,
                 pg_bin_dir: None,
                 docker_socket: "/nonexistent/docker.sock".into(),
+                mongo_bin_dir: None,
             },
             limits: PipelineLimits {
                 min_free_bytes: 1 << 20,

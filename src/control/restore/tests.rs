@@ -101,8 +101,10 @@ impl World {
             allow_paths: None,
             allow_containers: None,
             allow_checks: None,
+            allow_hooks: false,
             pg_bin_dir: None,
             docker_socket: "/nonexistent/docker.sock".into(),
+            mongo_bin_dir: None,
         };
         let work_dir = self.path("work");
         work(&Context {

@@ -94,7 +94,9 @@ impl Rig {
             allow_paths: None,
             allow_containers: None,
             allow_checks: None,
+            allow_hooks: false,
             pg_bin_dir: None,
+            mongo_bin_dir: None,
             docker_socket: daemon.socket(),
         };
         Self { policy, cancel: Cancel::new().unwrap(), stuck: Duration::from_secs(60) }

@@ -85,8 +85,10 @@ mod tests {
             allow_paths: allow,
             allow_containers: None,
             allow_checks: None,
+            allow_hooks: false,
             pg_bin_dir: None,
             docker_socket: "/nonexistent/docker.sock".into(),
+            mongo_bin_dir: None,
         }
     }
 
