@@ -144,6 +144,7 @@ impl Agent {
             .limited(options.limits.upload_bytes_per_sec);
         let mut capabilities = vec![wire::DURABLE_ACKS.to_owned(), wire::MULTIPART.to_owned()];
         capabilities.extend(drivers::capabilities(&options.policy).into_iter().map(str::to_owned));
+        let policy = options.policy.clone();
         if hooks::allowed(&options.policy) {
             capabilities.push("hooks".to_owned());
         }
@@ -191,7 +192,7 @@ impl Agent {
             proxy: options.proxy,
             timing: Timing::default(),
             send_buffer_bytes: None,
-            register: register(store.id().to_owned(), shared.clone(), capabilities),
+            register: register(store.id().to_owned(), shared.clone(), capabilities, policy),
             heartbeat: heartbeat(shared, outbox.clone(), state_dir),
         };
         Ok(Self {
@@ -245,16 +246,23 @@ fn register(
     store_id: String,
     shared: Shared,
     capabilities: Vec<String>,
+    policy: HostPolicy,
 ) -> Box<dyn Fn() -> wire::Register + Send + Sync> {
-    Box::new(move || wire::Register {
-        agent_version: VERSION.to_owned(),
-        hostname: crate::host::metrics::hostname(),
-        os: "linux".to_owned(),
-        arch: crate::host::metrics::arch().to_owned(),
-        docker_version: String::new(),
-        capabilities: capabilities.clone(),
-        last_known_config_version: shared.config_version(),
-        store_id: store_id.clone(),
+    Box::new(move || {
+        // Docker may come and go while the agent runs.
+        let docker_version = drivers::docker_version(&policy);
+        let mut capabilities = capabilities.clone();
+        capabilities.extend(docker_version.as_ref().map(|_| "docker_exec".to_owned()));
+        wire::Register {
+            agent_version: VERSION.to_owned(),
+            hostname: crate::host::metrics::hostname(),
+            os: "linux".to_owned(),
+            arch: crate::host::metrics::arch().to_owned(),
+            docker_version: docker_version.unwrap_or_default(),
+            capabilities,
+            last_known_config_version: shared.config_version(),
+            store_id: store_id.clone(),
+        }
     })
 }
 

@@ -32,8 +32,8 @@
 //! Imports go down only, and a test (`tests/tidy.rs`) holds it:
 //!
 //! `main, cli → agent, control → dispatch → link, observe → outbox → wire → runs, host → pipeline →
-//! drivers → artifact → store → net → config, signals → model, thread → secret, redact, calendar, clock,
-//! wake, exit`
+//! drivers → artifact → store, docker → net → config, signals → model, thread → secret, redact, calendar,
+//! clock, wake, exit`
 //!
 //! `wire` is used by outbox, link, dispatch, agent and control only: its plain values stand for the
 //! generated types, which never leave it.
@@ -47,6 +47,7 @@ pub mod config;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod dispatch;
+pub mod docker;
 pub mod drivers;
 pub mod exit;
 pub mod hex;

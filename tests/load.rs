@@ -35,17 +35,7 @@ fn target(server: &Postgres, database: &str, password: &str) -> Target {
 }
 
 fn with_context<T>(work_dir: &Path, cancel: &Cancel, work: impl FnOnce(&Context<'_>) -> T) -> T {
-    let policy = HostPolicy {
-        trust: Trust::Local,
-        secrets_dir: None,
-        allow_paths: None,
-        allow_containers: None,
-        allow_checks: None,
-        allow_hooks: false,
-        pg_bin_dir: None,
-        mysql_bin_dir: None,
-        mongo_bin_dir: None,
-    };
+    let policy = HostPolicy::new(Trust::Local);
     let limits =
         PipelineLimits { min_free_bytes: 1, min_free_percent: 0, ..PipelineLimits::default() };
     work(&Context { cancel, policy: &policy, limits: &limits, work_dir, progress: &|_| {} })

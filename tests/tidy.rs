@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["model", "thread"],
     &["config", "signals"],
     &["net"],
-    &["store"],
+    &["store", "docker"],
     &["artifact"],
     &["drivers"],
     &["pipeline"],

@@ -52,6 +52,24 @@ pub(super) fn allowed(host: &str, port: u16, cancel: &Cancel) -> Result<Vec<IpAd
     Ok(found.iter().map(SocketAddr::ip).collect())
 }
 
+/// The address that a control plane's host means inside a container: there only names that mean the same
+/// everywhere can be judged, so it must be `localhost` or an address.
+///
+/// # Errors
+/// When it is another name, or a forbidden address.
+pub(super) fn allowed_inside(host: &str) -> Result<Vec<IpAddr>, DriverError> {
+    if host == "localhost" {
+        return Ok(Vec::new());
+    }
+    let Ok(address) = host.parse::<IpAddr>() else {
+        let what = "a host inside a container other than localhost or an address (leave the host \
+                    empty for the container's own socket)";
+        return Err(DriverError::NotAllowed { what: what.to_owned() });
+    };
+    judge(&[SocketAddr::new(address, 0)])?;
+    Ok(vec![address])
+}
+
 fn judge(found: &[SocketAddr]) -> Result<(), DriverError> {
     if found.iter().any(|address| forbidden(address.ip())) {
         let what = "a link-local or metadata address as a database host".to_owned();
@@ -98,6 +116,16 @@ mod tests {
             assert!(matches!(error, DriverError::NotAllowed { .. }), "{host}: {error}");
         }
         assert_eq!(allowed("127.0.0.1", 1, &cancel).unwrap(), [IpAddr::from([127, 0, 0, 1])]);
+    }
+
+    #[test]
+    fn inside_a_container_only_what_means_the_same_there() {
+        assert_eq!(allowed_inside("localhost").unwrap(), Vec::<IpAddr>::new());
+        assert_eq!(allowed_inside("127.0.0.1").unwrap(), [IpAddr::from([127, 0, 0, 1])]);
+        for host in ["169.254.169.254", "::ffff:169.254.169.254", "db", "2852039166", "fe80::1%lo"]
+        {
+            allowed_inside(host).unwrap_err();
+        }
     }
 
     #[test]

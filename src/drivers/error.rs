@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::container::ContainerFault;
 use super::exec::ExecError;
 use super::mongodb::MongoFault;
 use super::mysql::MySqlFault;
@@ -212,6 +213,9 @@ impl From<ExecError> for DriverError {
         match error {
             ExecError::Cancelled(why) => Self::Cancelled(why),
             ExecError::Sink(source) => Self::Sink(source),
+            ExecError::Container(fault @ ContainerFault::NotAllowed { .. }) => {
+                Self::NotAllowed { what: fault.to_string() }
+            }
             other => Self::Exec(other),
         }
     }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
+use super::container::ContainerFault;
 use super::tail::{Said, Tail};
 use crate::clock::Deadline;
 use crate::net;
@@ -52,6 +53,9 @@ pub(super) struct Tool<'a> {
     /// Blotted out of what it says.
     pub(super) secrets: Vec<Secret>,
 }
+
+/// Takes a tool's output.
+type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<()>;
 
 /// How a tool's run failed.
 #[derive(Debug)]
@@ -97,6 +101,8 @@ pub enum ExecError {
         /// The reason.
         source: io::Error,
     },
+    /// The container in which it should run, or ran.
+    Container(ContainerFault),
     /// Whoever takes the output did not take it.
     Sink(io::Error),
     /// Somebody asked for the stop.
@@ -109,6 +115,7 @@ impl ExecError {
     pub fn retry(&self) -> bool {
         match self {
             Self::Stuck { .. } => true,
+            Self::Container(fault) => fault.retry(),
             Self::Signal { signal, .. } => [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP]
                 .iter()
                 .any(|passing| passing.as_raw() == *signal),
@@ -126,6 +133,7 @@ impl fmt::Display for ExecError {
         let said = match self {
             Self::Start { tool, source } => return write!(f, "failed to start {tool}: {source}"),
             Self::Follow { tool, source } => return write!(f, "failed to follow {tool}: {source}"),
+            Self::Container(fault) => return fault.fmt(f),
             Self::Sink(source) => return write!(f, "failed to pass the dump on: {source}"),
             Self::Cancelled(_) => return f.write_str("cancelled"),
             Self::Stuck { tool, after, said } => {
@@ -154,6 +162,7 @@ impl std::error::Error for ExecError {
             Self::Start { source, .. } | Self::Follow { source, .. } | Self::Sink(source) => {
                 Some(source)
             }
+            Self::Container(fault) => Some(fault),
             _ => None,
         }
     }
@@ -242,8 +251,19 @@ pub(super) fn capture(
     timeout: Duration,
     cancel: &Cancel,
 ) -> Result<String, ExecError> {
+    capture_with(limit, |sink| run(tool, timeout, cancel, sink))
+}
+
+/// What `run` hands to its sink, as text of at most `limit` bytes.
+///
+/// # Errors
+/// Those of `run`; more is an error too.
+pub(super) fn capture_with(
+    limit: usize,
+    run: impl FnOnce(Sink<'_>) -> Result<Said, ExecError>,
+) -> Result<String, ExecError> {
     let mut answer = Vec::new();
-    run(tool, timeout, cancel, &mut |chunk| {
+    run(&mut |chunk| {
         if answer.len() + chunk.len() > limit {
             return Err(io::Error::other("the tool's answer is too long"));
         }

@@ -11,6 +11,7 @@
 
 pub mod address;
 mod cafile;
+mod container;
 mod error;
 mod exec;
 pub mod load;
@@ -21,6 +22,7 @@ mod passfile;
 mod postgres;
 mod redis;
 pub mod secrets;
+mod site;
 mod space;
 mod sqlite;
 mod sqltext;
@@ -31,7 +33,9 @@ mod workfile;
 
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
+pub use container::ContainerFault;
 pub use error::DriverError;
 pub use exec::ExecError;
 pub use exec::shell;
@@ -42,9 +46,13 @@ pub use redis::{RdbFault, RedisFault};
 pub use sqlite::SqliteFault;
 pub use workfile::sweep;
 
+use crate::clock::Deadline;
 use crate::config::{HostPolicy, PipelineLimits};
+use crate::docker::{Bounds, Docker};
 use crate::model::{Engine, Progress, Target, Way};
 use crate::thread::Cancel;
+
+const DOCKER_PROBE: Duration = Duration::from_secs(2);
 
 /// What a driver may use while it works.
 pub struct Context<'a> {
@@ -123,7 +131,10 @@ pub fn for_target(
     let unsupported = |what: String| Err(DriverError::Unsupported { what });
     match c.way {
         Way::Tcp | Way::UnixSocket => {}
-        Way::DockerExec => return unsupported("the way in by docker exec".to_owned()),
+        Way::DockerExec if target.engine == Engine::PostgreSql => {}
+        Way::DockerExec => {
+            return unsupported(format!("the way in by docker exec for {}", target.engine));
+        }
         Way::Unknown(number) => return unsupported(format!("connection strategy {number}")),
     }
     match target.engine {
@@ -149,4 +160,12 @@ pub fn capabilities(policy: &HostPolicy) -> Vec<&'static str> {
         found.push("mongodump");
     }
     found
+}
+
+/// The version of the Docker daemon whose socket answers now, if one does; asked for at every registration,
+/// so it takes no longer than [`DOCKER_PROBE`].
+pub fn docker_version(policy: &HostPolicy) -> Option<String> {
+    let bounds = Bounds { deadline: Deadline::after(DOCKER_PROBE), cancel: None };
+    let found = Docker::connect(&policy.docker_socket, bounds);
+    found.ok().map(|docker| docker.version().to_owned())
 }

@@ -4,36 +4,20 @@
 //! format escapes `:` and `\` with a backslash and has no way to write a line break; a password with one is
 //! refused, because whatever else would be sent instead is not the password.
 
-use std::io::Write;
-use std::path::Path;
-
-use zeroize::Zeroizing;
-
-use super::workfile::WorkFile;
+use super::site::{SecretFile, Site};
 use super::{Context, DriverError};
 use crate::secret::Secret;
 
-/// The file, removed when dropped.
-#[derive(Debug)]
-pub(super) struct PassFile(WorkFile);
-
-impl PassFile {
-    /// Writes the password into a new file of mode 0600 in the work directory.
-    pub(super) fn write(password: &Secret, cx: &Context<'_>) -> Result<Self, DriverError> {
-        let line = line(password)?;
-        let (work, mut file) = WorkFile::create(cx.work_dir, "passfile")?;
-        file.write_all(line.as_bytes())
-            .map_err(|source| DriverError::Work { path: work.path().to_owned(), source })?;
-        Ok(Self(work))
-    }
-
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        self.0.path()
-    }
+/// A password file for one tool at `site`.
+pub(super) fn write(
+    password: &Secret,
+    site: &Site,
+    cx: &Context<'_>,
+) -> Result<SecretFile, DriverError> {
+    site.secret_file("passfile", &line(password)?, cx)
 }
 
-fn line(password: &Secret) -> Result<Zeroizing<String>, DriverError> {
+fn line(password: &Secret) -> Result<Secret, DriverError> {
     let text = password.expose();
     if text.contains(['\n', '\r', '\0']) {
         return Err(DriverError::Setting {
@@ -43,7 +27,7 @@ fn line(password: &Secret) -> Result<Zeroizing<String>, DriverError> {
         });
     }
     // Large enough from the start, so that no copy is left behind.
-    let mut line = Zeroizing::new(String::with_capacity(2 * text.len() + 16));
+    let mut line = String::with_capacity(2 * text.len() + 16);
     line.push_str("*:*:*:*:");
     for c in text.chars() {
         if matches!(c, ':' | '\\') {
@@ -52,7 +36,7 @@ fn line(password: &Secret) -> Result<Zeroizing<String>, DriverError> {
         line.push(c);
     }
     line.push('\n');
-    Ok(line)
+    Ok(Secret::new(line))
 }
 
 #[cfg(test)]
@@ -60,7 +44,7 @@ mod tests {
     use super::*;
 
     fn written(password: &str) -> String {
-        line(&Secret::new(password)).unwrap().to_string()
+        line(&Secret::new(password)).unwrap().expose().to_owned()
     }
 
     #[test]

@@ -265,17 +265,7 @@ mod tests {
     use super::*;
 
     fn policy(trust: Trust, secrets_dir: Option<&Path>) -> HostPolicy {
-        HostPolicy {
-            trust,
-            secrets_dir: secrets_dir.map(Path::to_owned),
-            allow_paths: None,
-            allow_containers: None,
-            allow_checks: None,
-            allow_hooks: false,
-            pg_bin_dir: None,
-            mysql_bin_dir: None,
-            mongo_bin_dir: None,
-        }
+        HostPolicy { secrets_dir: secrets_dir.map(Path::to_owned), ..HostPolicy::new(trust) }
     }
 
     const KEY: &str = "bkpy_live_abcdefghijklmnopqrstuvwxyz012345";

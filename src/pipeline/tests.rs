@@ -42,17 +42,7 @@ impl Bench {
                 min_free_percent: 0,
                 ..PipelineLimits::default()
             },
-            policy: HostPolicy {
-                trust: Trust::Local,
-                secrets_dir: None,
-                allow_paths: None,
-                allow_containers: None,
-                allow_checks: None,
-                allow_hooks: false,
-                pg_bin_dir: None,
-                mysql_bin_dir: None,
-                mongo_bin_dir: None,
-            },
+            policy: HostPolicy::new(Trust::Local),
             upload: upload.with_timing(quick()),
             compression: Compression::Zstd,
             encrypted: true,

@@ -8,6 +8,7 @@
     reason = "helpers of tests fail as the tests do"
 )]
 
+mod docker;
 mod mongodb;
 mod mysql;
 mod mysql_faults;
@@ -22,6 +23,8 @@ mod sqlite_users;
 mod sqlite_writers;
 #[cfg(feature = "control")]
 mod storage;
+#[path = "../support/docker.rs"]
+mod support_docker;
 #[path = "../support/mariadb.rs"]
 mod support_mariadb;
 #[path = "../support/postgres.rs"]

@@ -30,7 +30,7 @@ pub const FILL: &str = "CREATE TABLE t(id int PRIMARY KEY, body text);
     CREATE INDEX ON t(body);
     CREATE VIEW v AS SELECT count(*) AS n FROM t;
     SELECT lo_from_bytea(0, decode(repeat('00ff', 1000), 'hex'))";
-const DIGEST: &str = "SELECT n || ':' || (SELECT md5(string_agg(body, ',' ORDER BY id)) FROM t) \
+pub const DIGEST: &str = "SELECT n || ':' || (SELECT md5(string_agg(body, ',' ORDER BY id)) FROM t) \
     || ':' || (SELECT count(*) FROM pg_largeobject_metadata) FROM v";
 
 #[test]

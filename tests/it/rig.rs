@@ -27,15 +27,8 @@ impl Rig {
         Self {
             dir: tempfile::tempdir().unwrap(),
             policy: HostPolicy {
-                trust: Trust::Local,
-                secrets_dir: None,
-                allow_paths: None,
-                allow_containers: None,
-                allow_checks: None,
-                allow_hooks: false,
-                pg_bin_dir: None,
-                mysql_bin_dir: None,
-                mongo_bin_dir: None,
+                docker_socket: "/nonexistent/docker.sock".into(),
+                ..HostPolicy::new(Trust::Local)
             },
             limits: PipelineLimits {
                 min_free_bytes: 1 << 20,

@@ -109,7 +109,8 @@ fn database(section: &Section<'_, '_>) -> Option<(Engine, Connection)> {
     let container = section.string("container", "the name of a container");
     let text = text?;
     let report = section.report();
-    let (engine, mut connection) = match url::parse(&text.value) {
+    let parse = if container.is_some() { url::parse_in_container } else { url::parse };
+    let (engine, mut connection) = match parse(&text.value) {
         Ok(parsed) => parsed,
         Err(error) => {
             report.problem(&text.span, format_args!("`database`: {error}"));

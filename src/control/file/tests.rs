@@ -225,6 +225,10 @@ fn a_container_is_another_way_in() {
     let settings = parse(text).unwrap();
     let connection = &settings.backups[0].target.connection;
     assert_eq!((connection.way, connection.container.as_str()), (Way::DockerExec, "db-1"));
+    let own_socket = parse(&text.replace("localhost", "")).unwrap();
+    assert_eq!(own_socket.backups[0].target.connection.host, "");
+    let no_container = text.replace("localhost", "").replace("container = \"db-1\"", "");
+    assert!(problems(&no_container)[0].1.contains("names no host"));
     assert!(settings.warnings[0].message.contains("`keep`"));
     assert!(problems(&text.replace("db-1", "--rm"))[0].1.contains("`container`"));
 }

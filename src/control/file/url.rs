@@ -95,6 +95,18 @@ impl std::error::Error for UrlError {}
 /// # Errors
 /// See [`UrlError`].
 pub fn parse(text: &str) -> Result<(Engine, Connection), UrlError> {
+    let (engine, connection) = parse_in_container(text)?;
+    if engine != Engine::Sqlite && connection.host.is_empty() {
+        return Err(UrlError::NoHost);
+    }
+    Ok((engine, connection))
+}
+
+/// As [`parse`]; a URL without a host means the socket that the container's own tools use.
+///
+/// # Errors
+/// See [`UrlError`].
+pub fn parse_in_container(text: &str) -> Result<(Engine, Connection), UrlError> {
     if text.len() > TEXT_MAX {
         return Err(UrlError::TooLong);
     }
@@ -186,9 +198,6 @@ fn server(engine: Engine, rest: &str) -> Result<Connection, UrlError> {
     };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         option(&mut connection, pair)?;
-    }
-    if connection.host.is_empty() {
-        return Err(UrlError::NoHost);
     }
     let has_databases = matches!(engine, Engine::PostgreSql | Engine::MySql | Engine::MariaDb);
     if has_databases && !slash {

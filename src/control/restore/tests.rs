@@ -95,17 +95,7 @@ impl World {
     }
 
     fn with_limits<T>(&self, limits: &PipelineLimits, work: impl FnOnce(&Context<'_>) -> T) -> T {
-        let policy = HostPolicy {
-            trust: Trust::Local,
-            secrets_dir: None,
-            allow_paths: None,
-            allow_containers: None,
-            allow_checks: None,
-            allow_hooks: false,
-            pg_bin_dir: None,
-            mysql_bin_dir: None,
-            mongo_bin_dir: None,
-        };
+        let policy = HostPolicy::new(Trust::Local);
         let work_dir = self.path("work");
         work(&Context {
             cancel: &self.cancel,

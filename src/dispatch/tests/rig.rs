@@ -206,17 +206,7 @@ impl Rig {
         let limits =
             PipelineLimits { min_free_bytes: 0, min_free_percent: 0, ..PipelineLimits::default() };
         Workshop {
-            policy: HostPolicy {
-                trust: Trust::Remote,
-                secrets_dir: None,
-                allow_paths: None,
-                allow_containers: None,
-                allow_checks: None,
-                allow_hooks: true,
-                pg_bin_dir: None,
-                mysql_bin_dir: None,
-                mongo_bin_dir: None,
-            },
+            policy: HostPolicy { allow_hooks: true, ..HostPolicy::new(Trust::Remote) },
             limits,
             state_dir: self.path().to_owned(),
             uploader: Uploader::new(

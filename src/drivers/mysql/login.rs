@@ -275,17 +275,7 @@ mod tests {
     use super::*;
 
     fn policy(trust: Trust) -> HostPolicy {
-        HostPolicy {
-            trust,
-            secrets_dir: None,
-            allow_paths: None,
-            allow_containers: None,
-            allow_checks: None,
-            allow_hooks: false,
-            pg_bin_dir: None,
-            mysql_bin_dir: None,
-            mongo_bin_dir: None,
-        }
+        HostPolicy::new(trust)
     }
 
     fn tcp(host: &str) -> Connection {

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::load::{Inspected, Table};
+use super::super::site::Site;
 use super::super::sqltext::{self, Flow, Format};
-use super::super::{Context, DriverError, Dumped, exec, tools};
+use super::super::{Context, DriverError, Dumped, tools};
 use super::{Login, MAX_WARNINGS, PostgresFault, fault, lock_timeout};
 
-const TOOL: &str = "pg_dumpall";
+pub(super) const TOOL: &str = "pg_dumpall";
 const TABLES_MAX: usize = 100_000;
 const BANNER: &str = "-- PostgreSQL database cluster dump";
 
@@ -42,6 +43,7 @@ pub(super) fn tool(pg_dump: &Path, cx: &Context<'_>) -> Result<PathBuf, DriverEr
 
 /// Dumps all databases.
 pub(super) fn dump(
+    site: &Site,
     login: &Login,
     program: &Path,
     size_bytes: Option<u64>,
@@ -50,7 +52,8 @@ pub(super) fn dump(
 ) -> Result<Dumped, DriverError> {
     let tool = login.tool(TOOL, program, args(login, cx.limits.stuck_timeout));
     let mut flow = Flow::new(&FORMAT, size_bytes, cx, out);
-    let ended = exec::run(&tool, cx.limits.stuck_timeout, cx.cancel, &mut |c| flow.pass(c));
+    let (passfile, stuck) = (login.passfile.as_ref(), cx.limits.stuck_timeout);
+    let ended = site.run(&tool, passfile, stuck, cx, &mut |c| flow.pass(c));
     flow.begins_as_a_dump(TOOL)?;
     let said = ended.map_err(fault::explain)?;
     flow.is_whole(TOOL)?;

@@ -21,6 +21,8 @@ pub(super) enum Place {
     Tcp { host: String, port: u16 },
     /// The socket's directory and the number in its name.
     Socket { dir: PathBuf, port: u16 },
+    /// Where the tools of the server's own container look by themselves: its socket.
+    Default { port: Option<u16> },
 }
 
 /// A target's connection, checked.
@@ -49,6 +51,9 @@ impl Conninfo {
             );
         }
         let ca_file = (!c.tls_ca_file.is_empty()).then(|| PathBuf::from(&c.tls_ca_file));
+        if ca_file.is_some() && c.way == Way::DockerExec {
+            return wrong("TLS CA file", "cannot be used inside a container");
+        }
         if ca_file.as_deref().is_some_and(Path::is_relative) {
             return wrong("TLS CA file", "must be an absolute path");
         }
@@ -91,6 +96,7 @@ impl Conninfo {
                 pairs.push(("host", dir.display().to_string()));
                 pairs.push(("port", port.to_string()));
             }
+            Place::Default { port } => pairs.extend(port.map(|port| ("port", port.to_string()))),
         }
         if let Some(passfile) = passfile {
             pairs.push(("passfile", passfile.display().to_string()));
@@ -117,7 +123,14 @@ fn place(c: &Connection) -> Result<Place, DriverError> {
         Ok(port) => port,
         Err(_) => return wrong("port", "is not between 1 and 65535"),
     };
-    if c.way == Way::UnixSocket { socket(&c.host, c.port, port) } else { tcp(&c.host, port) }
+    match c.way {
+        Way::UnixSocket => socket(&c.host, c.port, port),
+        Way::DockerExec if c.host.is_empty() => {
+            Ok(Place::Default { port: (c.port != 0).then_some(port) })
+        }
+        Way::DockerExec if c.host.starts_with('/') => socket(&c.host, c.port, port),
+        Way::DockerExec | Way::Tcp | Way::Unknown(_) => tcp(&c.host, port),
+    }
 }
 
 fn tcp(host: &str, port: u16) -> Result<Place, DriverError> {
@@ -213,6 +226,26 @@ mod tests {
         {
             assert!(at(host, port).is_err(), "{host}");
         }
+    }
+
+    #[test]
+    fn inside_a_container() {
+        let at = |host: &str, port: u32| {
+            let way = Way::DockerExec;
+            place(&Connection { host: host.into(), port, way, ..Connection::default() })
+        };
+        assert_eq!(at("", 0).unwrap(), Place::Default { port: None });
+        assert_eq!(at("", 5433).unwrap(), Place::Default { port: Some(5433) });
+        let tcp = Place::Tcp { host: "localhost".into(), port: 5432 };
+        assert_eq!(at("localhost", 0).unwrap(), tcp);
+        let socket = Place::Socket { dir: "/tmp".into(), port: 5432 };
+        assert_eq!(at("/tmp", 0).unwrap(), socket);
+        let mut c = Connection { way: Way::DockerExec, ..tcp_target("", "app") };
+        let expected = "dbname='app' user='postgres' passfile='/proc/self/fd/3' connect_timeout='15' application_name='backupy'";
+        let passfile = Some(Path::new("/proc/self/fd/3"));
+        assert_eq!(Conninfo::new(&c).unwrap().render(&[], passfile), expected);
+        c.tls_ca_file = "/etc/ca.pem".into();
+        assert!(Conninfo::new(&c).is_err());
     }
 
     #[test]

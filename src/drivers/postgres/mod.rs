@@ -4,6 +4,8 @@
 //! in shows here, before anything is uploaded) and chooses the newest `pg_dump` that is not older than the
 //! server. `dump` runs it; the version that ends up in the report is the one in the dump's own head.
 //!
+//! In a container it is the same with the tools of its image, over its own socket unless the target says otherwise.
+//!
 //! The password is in a passfile for the time of one program, the rest in an escaped connection string.
 //! From a control plane elsewhere, the host's addresses are looked up and judged here and handed to libpq
 //! as they are, and a server that has not proven itself by a certificate is never sent a password in the
@@ -25,11 +27,11 @@ use std::time::Duration;
 pub use fault::PostgresFault;
 
 use self::conninfo::{Conninfo, Place};
-use super::exec::{self, ExecError, Tool};
+use super::exec::{ExecError, Tool};
 use super::marks::StartMark;
-use super::passfile::PassFile;
+use super::site::{SecretFile, Site};
 use super::tools::{self, Version};
-use super::{Context, Driver, DriverError, Dumped, Prepared, address, cafile, secrets};
+use super::{Context, Driver, DriverError, Dumped, Prepared, address, cafile, passfile, secrets};
 use crate::model::{Connection, Progress, Step, Trust};
 use crate::secret::Secret;
 
@@ -46,10 +48,11 @@ const QUERY: &str = "SELECT pg_catalog.current_setting('server_version'), \
 
 /// The driver of one PostgreSQL database, or of all of a server's.
 pub(super) struct Postgres {
+    site: Site,
     info: Conninfo,
     password_ref: Secret,
     /// Chosen by `prepare`.
-    tool: Option<PathBuf>,
+    tools: Option<Tools>,
     size_bytes: Option<u64>,
     version: Option<String>,
 }
@@ -58,8 +61,17 @@ pub(super) struct Postgres {
 struct Login {
     conninfo: String,
     password: Secret,
-    _passfile: Option<PassFile>,
+    passfile: Option<SecretFile>,
     env: Vec<(&'static str, OsString)>,
+}
+
+/// The programs at a site.
+#[derive(Clone)]
+struct Tools {
+    pg_dump: PathBuf,
+    /// `None` in a container, where it is the server's own.
+    version: Option<Version>,
+    psql: Option<PathBuf>,
 }
 
 /// What the server says about itself and the database.
@@ -72,9 +84,10 @@ impl Postgres {
     /// A driver for the target's database.
     pub(super) fn new(connection: &Connection) -> Result<Self, DriverError> {
         Ok(Self {
+            site: Site::of(connection)?,
             info: Conninfo::new(connection)?,
             password_ref: connection.password_ref.clone(),
-            tool: None,
+            tools: None,
             size_bytes: None,
             version: None,
         })
@@ -89,9 +102,9 @@ impl Postgres {
         let password = secrets::resolve(&self.password_ref, cx.policy)?;
         let passfile = match password.is_empty() {
             true => None,
-            false => Some(PassFile::write(&password, cx)?),
+            false => Some(passfile::write(&password, &self.site, cx)?),
         };
-        let conninfo = info.render(&addresses, passfile.as_ref().map(PassFile::path));
+        let conninfo = info.render(&addresses, passfile.as_ref().map(SecretFile::path));
         let mut env = Vec::new();
         if cx.policy.trust == Trust::Remote && !info.verifies_server() {
             env.push(("PGREQUIREAUTH", "!password".into()));
@@ -100,35 +113,57 @@ impl Postgres {
             // None at all, rather than that of the account that the agent runs under.
             env.push(("PGPASSFILE", cx.work_dir.join("no-passfile").into()));
         }
-        Ok(Login { conninfo, password, _passfile: passfile, env })
+        Ok(Login { conninfo, password, passfile, env })
     }
 
     /// The addresses that a control plane's host name stands for; empty where libpq may look it up itself.
     fn addresses(&self, cx: &Context<'_>) -> Result<Vec<IpAddr>, DriverError> {
-        match (&self.info.place, cx.policy.trust) {
-            (Place::Tcp { host, port }, Trust::Remote) => address::allowed(host, *port, cx.cancel),
-            (Place::Tcp { .. } | Place::Socket { .. }, _) => Ok(Vec::new()),
+        let (Place::Tcp { host, port }, Trust::Remote) = (&self.info.place, cx.policy.trust) else {
+            return Ok(Vec::new());
+        };
+        match self.site {
+            Site::Host => address::allowed(host, *port, cx.cancel),
+            Site::Container(_) => address::allowed_inside(host),
         }
     }
 
-    /// Asks the server, if there is a `psql` to do it with.
-    fn ask(&self, pg_dump: &Path, cx: &Context<'_>) -> Result<Option<Facts>, DriverError> {
-        let beside = pg_dump.with_file_name("psql");
-        let psql = if beside.is_file() {
-            Some(beside)
-        } else {
-            tools::candidates("psql", cx.policy.pg_bin_dir.as_deref()).into_iter().next()
+    /// Finds the programs: on this host the newest, in a container its own.
+    fn find_tools(&self, cx: &Context<'_>) -> Result<Tools, DriverError> {
+        let inside = match &self.site {
+            Site::Host => return tools_here(cx),
+            Site::Container(inside) => inside,
         };
-        let Some(psql) = psql else { return Ok(None) };
+        let mut found = inside.find(&["pg_dump", "psql"], cx)?.into_iter();
+        let mut take = |name: &str| found.find(|path| path.ends_with(name));
+        let Some(pg_dump) = take("pg_dump") else {
+            let places = format!("the container {}", inside.reference());
+            return Err(DriverError::Postgres(PostgresFault::NoTool { places }));
+        };
+        Ok(Tools { pg_dump, version: None, psql: take("psql") })
+    }
+
+    /// The tool for all databases, which belongs to the `pg_dump` that it calls itself.
+    fn cluster_tool(&self, tools: &Tools, cx: &Context<'_>) -> Result<PathBuf, DriverError> {
+        let Site::Container(inside) = &self.site else { return cluster::tool(&tools.pg_dump, cx) };
+        inside.find(&[cluster::TOOL], cx)?.into_iter().next().ok_or_else(|| {
+            let places = format!("the container {}", inside.reference());
+            DriverError::Postgres(PostgresFault::NoTool { places })
+        })
+    }
+
+    /// Asks the server, if there is a `psql` to do it with.
+    fn ask(&self, tools: &Tools, cx: &Context<'_>) -> Result<Option<Facts>, DriverError> {
+        let Some(psql) = &tools.psql else { return Ok(None) };
         let login = self.login(cx)?;
         let args = ["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--quiet"];
         let mut args: Vec<OsString> = args.iter().map(OsString::from).collect();
         let query = if self.info.all { cluster::QUERY } else { QUERY };
         args.extend(["--field-separator=|".into(), format!("--command={query}").into()]);
         args.push(format!("--dbname={}", login.conninfo).into());
-        let tool = login.tool("psql", &psql, args);
-        match exec::capture(&tool, ANSWER_BYTES, cx.limits.stuck_timeout.min(SHORT * 4), cx.cancel)
-        {
+        let tool = login.tool("psql", psql, args);
+        let (passfile, patience) =
+            (login.passfile.as_ref(), cx.limits.stuck_timeout.min(SHORT * 4));
+        match self.site.capture(&tool, passfile, ANSWER_BYTES, patience, cx) {
             Ok(answer) => Ok(facts(&answer)),
             // Logged in, but not answered: the dump does not need the answer. 2 is psql's "no connection".
             Err(ExecError::Exit { code, .. }) if code != 2 => Ok(None),
@@ -148,7 +183,18 @@ fn facts(answer: &str) -> Option<Facts> {
     Some(Facts { version: Version::parse(version)?, size_bytes: size.parse().ok()? })
 }
 
-/// The newest dump tool on this host.
+/// The newest dump tool on this host, and the `psql` beside it or any other.
+fn tools_here(cx: &Context<'_>) -> Result<Tools, DriverError> {
+    let (pg_dump, version) = newest_tool(cx)?;
+    let beside = pg_dump.with_file_name("psql");
+    let psql = if beside.is_file() {
+        Some(beside)
+    } else {
+        tools::candidates("psql", cx.policy.pg_bin_dir.as_deref()).into_iter().next()
+    };
+    Ok(Tools { pg_dump, version: Some(version), psql })
+}
+
 fn newest_tool(cx: &Context<'_>) -> Result<(PathBuf, Version), DriverError> {
     let configured = cx.policy.pg_bin_dir.as_deref();
     let mut newest: Option<(PathBuf, Version)> = None;
@@ -170,18 +216,19 @@ fn newest_tool(cx: &Context<'_>) -> Result<(PathBuf, Version), DriverError> {
 fn tool_version(program: &Path, cx: &Context<'_>) -> Result<Version, DriverError> {
     let args = vec!["--version".into()];
     let tool = Tool { name: "pg_dump", program, args, env: Vec::new(), secrets: Vec::new() };
-    let answer = exec::capture(&tool, ANSWER_BYTES, SHORT, cx.cancel)?;
+    let answer = Site::Host.capture(&tool, None, ANSWER_BYTES, SHORT, cx)?;
     Version::parse(&answer).ok_or(DriverError::Mark { tool: "pg_dump".to_owned() })
 }
 
 impl Driver for Postgres {
     fn prepare(&mut self, cx: &Context<'_>) -> Result<Prepared, DriverError> {
-        let (tool, tool_version) = newest_tool(cx)?;
-        let facts = self.ask(&tool, cx)?;
+        let tools = self.find_tools(cx)?;
+        let facts = self.ask(&tools, cx)?;
         let mut prepared = Prepared::default();
         if let Some(facts) = facts {
-            if !tool_version.can_dump(facts.version) {
-                let fault = PostgresFault::newer(facts.version, tool_version);
+            if let Some(version) = tools.version.filter(|version| !version.can_dump(facts.version))
+            {
+                let fault = PostgresFault::newer(facts.version, version);
                 return Err(DriverError::Postgres(fault));
             }
             prepared.engine_version = format!("PostgreSQL {}", facts.version);
@@ -192,24 +239,27 @@ impl Driver for Postgres {
             drop(self.login(cx)?);
         }
         if self.info.all {
-            cluster::tool(&tool, cx)?;
+            self.cluster_tool(&tools, cx)?;
         }
-        self.tool = Some(tool);
+        self.tools = Some(tools);
         Ok(prepared)
     }
 
     fn dump(&mut self, cx: &Context<'_>, out: &mut dyn Write) -> Result<Dumped, DriverError> {
-        let program = match &self.tool {
-            Some(program) => program.clone(),
-            None => newest_tool(cx)?.0,
+        let tools = match &self.tools {
+            Some(tools) => tools.clone(),
+            None => self.find_tools(cx)?,
         };
         let login = self.login(cx)?;
         if self.info.all {
-            return cluster::dump(&login, &cluster::tool(&program, cx)?, self.size_bytes, cx, out);
+            let program = self.cluster_tool(&tools, cx)?;
+            return cluster::dump(&self.site, &login, &program, self.size_bytes, cx, out);
         }
-        let tool = login.tool("pg_dump", &program, dump_args(&login, cx.limits.stuck_timeout));
+        let tool =
+            login.tool("pg_dump", &tools.pg_dump, dump_args(&login, cx.limits.stuck_timeout));
         let mut flow = Flow::new(self.size_bytes, cx, out);
-        let ended = exec::run(&tool, cx.limits.stuck_timeout, cx.cancel, &mut |c| flow.pass(c));
+        let (passfile, stuck) = (login.passfile.as_ref(), cx.limits.stuck_timeout);
+        let ended = self.site.run(&tool, passfile, stuck, cx, &mut |c| flow.pass(c));
         if flow.not_a_dump {
             return Err(DriverError::Mark { tool: "pg_dump".to_owned() });
         }

@@ -79,17 +79,7 @@ mod tests {
     use super::*;
 
     fn policy(trust: Trust, allow: Option<Vec<PathBuf>>) -> HostPolicy {
-        HostPolicy {
-            trust,
-            secrets_dir: None,
-            allow_paths: allow,
-            allow_containers: None,
-            allow_checks: None,
-            allow_hooks: false,
-            pg_bin_dir: None,
-            mysql_bin_dir: None,
-            mongo_bin_dir: None,
-        }
+        HostPolicy { allow_paths: allow, ..HostPolicy::new(trust) }
     }
 
     #[test]

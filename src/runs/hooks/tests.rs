@@ -256,17 +256,7 @@ fn a_flood_is_told_in_bounded_pieces_without_what_looks_like_a_secret() {
 
 #[test]
 fn from_elsewhere_only_where_the_host_allows_it() {
-    let policy = |trust, allow_hooks| HostPolicy {
-        trust,
-        allow_hooks,
-        secrets_dir: None,
-        allow_paths: None,
-        allow_containers: None,
-        allow_checks: None,
-        pg_bin_dir: None,
-        mysql_bin_dir: None,
-        mongo_bin_dir: None,
-    };
+    let policy = |trust, allow_hooks| HostPolicy { allow_hooks, ..HostPolicy::new(trust) };
     let remote = policy(Trust::Remote, false);
     for job in [Rig::new(&["true"], &[]).job, Rig::new(&[], &["true"]).job] {
         let error = check(&job, &remote).unwrap_err();

@@ -1,0 +1,129 @@
+"""A Docker daemon of the test's own, with PostgreSQL in a container packed from this host's files."""
+
+import os
+import pathlib
+import secrets
+import shutil
+import subprocess
+import time
+
+from plane.databases import postgres_bin
+
+TOOLS = ["/bin/sh", "/bin/rm", "/bin/sleep", "/usr/bin/env", "/usr/bin/nice"]
+
+
+class Docker:
+    """`dockerd` on a socket in a temporary directory; needs root."""
+
+    def __init__(self):
+        self.directory = pathlib.Path("/tmp") / f"backupy-dk-{secrets.token_hex(6)}"
+        self.directory.mkdir(mode=0o755)
+        self.socket = self.directory / "docker.sock"
+        self.password = "p'w \\\" :" + secrets.token_hex(8)
+        with open(self.directory / "log", "wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    "dockerd", "--data-root", self.directory / "d", "--exec-root", self.directory / "e",
+                    "--pidfile", self.directory / "pid", "-H", f"unix://{self.socket}",
+                    "--storage-driver=vfs", "--iptables=false", "--ip6tables=false", "--bridge=none",
+                    "--shutdown-timeout=2",
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while self._run("version").returncode:
+            log = (self.directory / "log").read_text(errors="replace")
+            assert self.process.poll() is None and time.monotonic() < deadline, log
+            time.sleep(0.1)
+
+    def _run(self, *arguments, **options):
+        return subprocess.run(
+            ["docker", "-H", f"unix://{self.socket}", *map(str, arguments)],
+            capture_output=True, timeout=120, **options,
+        )
+
+    def docker(self, *arguments, **options):
+        """Runs the `docker` command; its output."""
+        done = self._run(*arguments, **options)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    def close(self):
+        """Removes the containers, stops the daemon, removes all of it."""
+        ids = self._run("ps", "-aq").stdout.decode().split()
+        if ids:
+            self._run("rm", "-f", *ids)
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        subprocess.run(["umount", self.directory / "e/netns/default"], capture_output=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def run_postgres(self, name):
+        """A container with a server that asks for `password` everywhere."""
+        self._import_postgres()
+        tools = postgres_bin()
+        start = self.directory / f"{name}.sh"
+        quoted = self.password.replace("'", "'\\''")
+        start.write_text(
+            f"set -e; umask 077; echo '{quoted}' >/tmp/pw; {tools}/initdb -D /tmp/data -U admin "
+            "--auth=scram-sha-256 --pwfile=/tmp/pw --no-sync --encoding=UTF8 --locale=C >/dev/null; rm /tmp/pw\n"
+            f"exec {tools}/postgres -D /tmp/data -c fsync=off -k /var/run/postgresql\n"
+        )
+        self.docker(
+            "run", "-d", "--name", name, "--network=none", "--user=postgres",
+            "-v", f"{start}:/start.sh:ro", "pg", "sh", "/start.sh",
+        )
+        deadline = time.monotonic() + 120
+        while self._sql(name, "SELECT 1").returncode:
+            assert time.monotonic() < deadline, self._run("logs", name).stderr.decode()
+            time.sleep(0.2)
+
+    def _sql(self, name, text, *options, database="postgres"):
+        return self._run(
+            "exec", *options, "-e", f"PGPASSWORD={self.password}", name,
+            "psql", "-U", "admin", "-d", database, "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", text,
+        )
+
+    def sql(self, name, text, *options, database="postgres"):
+        """Runs SQL in a container; the output without decoration."""
+        done = self._sql(name, text, *options, database=database)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    def logs(self, name):
+        """What a container's first process said."""
+        return self._run("logs", name).stderr.decode()
+
+    def runs(self, name, program):
+        """Whether a program of this name runs in a container."""
+        listed = self._run("top", name, "-eo", "pid,comm").stdout.decode().splitlines()
+        return any(line.split()[-1:] == [program] for line in listed)
+
+    def _import_postgres(self):
+        if self._run("image", "inspect", "pg").returncode == 0:
+            return
+        root, tools = self.directory / "root", pathlib.Path(postgres_bin())
+        for part in ("tmp", "var/run/postgresql", "usr/bin", "bin", "etc"):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            (root / part).chmod(0o1777)
+        wanted = [tools / name for name in ("postgres", "initdb", "pg_dump", "psql")]
+        wanted += [tools.parent / "lib" / name for name in ("dict_snowball.so", "plpgsql.so")]
+        for path in [*wanted, *map(pathlib.Path, TOOLS)]:
+            linked = subprocess.run(["ldd", path], capture_output=True, text=True).stdout.split()
+            for file in [path, *(pathlib.Path(word) for word in linked if word.startswith("/"))]:
+                target = root / str(file).lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(os.path.realpath(file), target)
+        share = f"usr/share/postgresql/{tools.parent.name}"
+        shutil.copytree(f"/{share}", root / share)
+        for name in ("pg_dump", "psql"):
+            (root / "usr/bin" / name).symlink_to(tools / name)
+        (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\npostgres:x:999:999::/tmp:/bin/sh\n")
+        (root / "etc/group").write_text("root:x:0:\npostgres:x:999:\n")
+        with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as tar:
+            self.docker("import", "--change", "ENV PATH=/usr/bin:/bin", "-", "pg", stdin=tar.stdout)
+        shutil.rmtree(root)
