@@ -47,6 +47,11 @@ postgres_packages() {
     packages postgresql-15 || packages postgresql
 }
 
+# A Redis server's program. The package enables a service of its own, which tests do not need and nothing here uses.
+redis_packages() {
+    command -v redis-server >/dev/null || packages redis-server redis-tools
+}
+
 # Components that a minimal toolchain lacks.
 rust_components() {
     cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt

@@ -104,7 +104,9 @@ fn pipeline(file: &Path) -> Result<()> {
             put_url: Secret::new(&url),
             expires_at_ms: 0,
             object_key: "sink".to_owned(),
+            ..UploadCreds::default()
         },
+        places: None,
         upload: &uploader,
         policy: &host.policy,
         limits: &host.limits,

@@ -28,6 +28,7 @@ use crate::observe::socket::{Handler, Reply, StatusSocket};
 use crate::observe::tap::Line;
 use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
 use crate::pipeline::{self, Uploader, UrlPolicy};
+use crate::runs::hooks;
 use crate::runs::worker::Workshop;
 use crate::secret::Secret;
 use crate::store::{Space, Store, StoreError, StoreKeys};
@@ -142,13 +143,16 @@ impl Agent {
         let slots = Slots::new();
         let uploader = Uploader::new(options.tls.clone(), options.proxy.clone(), options.uploads)
             .limited(options.limits.upload_bytes_per_sec);
-        let mut capabilities = vec![wire::DURABLE_ACKS.to_owned()];
+        let mut capabilities = vec![wire::DURABLE_ACKS.to_owned(), wire::MULTIPART.to_owned()];
         capabilities.extend(drivers::capabilities(&options.policy).into_iter().map(str::to_owned));
         let checks = Means {
             policy: options.policy.clone(),
             proxy: options.proxy.clone(),
             tls: options.tls.clone(),
         };
+        if hooks::allowed(&options.policy) {
+            capabilities.push("hooks".to_owned());
+        }
         let workshop = Workshop {
             policy: options.policy,
             limits: options.limits,

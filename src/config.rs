@@ -22,6 +22,9 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
 /// Lowest limit of an upload, in bytes per second: below it a single request would outlive every server's patience.
 pub const MIN_RATE: u64 = 16 << 10;
 
+/// No hook may take longer, whatever is configured.
+const MAX_HOOK_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
 /// More threads than this only cost memory: 8 MiB each.
 const MAX_COMPRESS_THREADS: u32 = 16;
 
@@ -85,8 +88,12 @@ pub struct HostPolicy {
     /// Hosts (or host:port) that its checks may reach; `None` = any but link-local and metadata
     /// addresses (`BACKUPY_ALLOW_CHECKS`, comma-separated).
     pub allow_checks: Option<Vec<String>>,
+    /// Whether hooks of a remote control plane run (`BACKUPY_ALLOW_HOOKS`, default false).
+    pub allow_hooks: bool,
     /// Directory with the PostgreSQL tools, before PATH (`BACKUPY_PG_BIN_DIR`).
     pub pg_bin_dir: Option<PathBuf>,
+    /// Directory with MongoDB's tools, before PATH (`BACKUPY_MONGO_BIN_DIR`).
+    pub mongo_bin_dir: Option<PathBuf>,
 }
 
 /// The sizes and times of the pipeline; every field has a documented variable.
@@ -100,6 +107,8 @@ pub struct PipelineLimits {
     pub min_free_percent: u8,
     /// A dump tool that is silent for so long is stuck (`BACKUPY_STUCK_TIMEOUT`, default 10 min).
     pub stuck_timeout: Duration,
+    /// One hook may take so long (`BACKUPY_HOOK_TIMEOUT`, default 5 min, at most 15 min).
+    pub hook_timeout: Duration,
     /// Priority of dump, compression and upload, 0 (as everybody) to 19 (`BACKUPY_NICE`, default 10).
     pub nice: u8,
     /// Threads that compress one run's dump (`BACKUPY_COMPRESS_THREADS`, default 2), never more than cores.
@@ -115,6 +124,7 @@ impl Default for PipelineLimits {
             min_free_bytes: 256 << 20,
             min_free_percent: 5,
             stuck_timeout: Duration::from_secs(600),
+            hook_timeout: Duration::from_secs(300),
             nice: 10,
             compress_threads: cores().min(2),
             upload_bytes_per_sec: 0,
@@ -288,7 +298,9 @@ impl HostConfig {
                     .map(|paths| paths.into_iter().map(PathBuf::from).collect()),
                 allow_containers: reader.list("BACKUPY_ALLOW_CONTAINERS", ','),
                 allow_checks: reader.list("BACKUPY_ALLOW_CHECKS", ','),
+                allow_hooks: reader.flag("BACKUPY_ALLOW_HOOKS"),
                 pg_bin_dir: reader.path("BACKUPY_PG_BIN_DIR", None),
+                mongo_bin_dir: reader.path("BACKUPY_MONGO_BIN_DIR", None),
             },
             limits: PipelineLimits {
                 memory_bytes: reader.memory_bytes(defaults.memory_bytes),
@@ -299,6 +311,7 @@ impl HostConfig {
                 stuck_timeout: reader
                     .duration("BACKUPY_STUCK_TIMEOUT")
                     .unwrap_or(defaults.stuck_timeout),
+                hook_timeout: reader.hook_timeout().unwrap_or(defaults.hook_timeout),
                 nice: reader.number("BACKUPY_NICE", 0..=19).unwrap_or(defaults.nice),
                 compress_threads: reader
                     .number("BACKUPY_COMPRESS_THREADS", 1..=MAX_COMPRESS_THREADS)
@@ -499,6 +512,14 @@ impl Reader<'_> {
         })
     }
 
+    fn hook_timeout(&mut self) -> Option<Duration> {
+        let timeout = self.duration("BACKUPY_HOOK_TIMEOUT")?;
+        if !(Duration::from_secs(1)..=MAX_HOOK_TIMEOUT).contains(&timeout) {
+            self.problem("BACKUPY_HOOK_TIMEOUT must be between 1s and 15m");
+        }
+        Some(timeout)
+    }
+
     fn duration(&mut self, name: &str) -> Option<Duration> {
         let text = self.get(name)?;
         duration::parse(&text)
@@ -575,6 +596,8 @@ mod tests {
             ("BACKUPY_NICE", "20"),
             ("BACKUPY_COMPRESS_THREADS", "0"),
             ("BACKUPY_UPLOAD_LIMIT", "10KiB/s"),
+            ("BACKUPY_HOOK_TIMEOUT", "16m"),
+            ("BACKUPY_ALLOW_HOOKS", "perhaps"),
             ("BACKUPY_DEV_ALLOW_INSECURE", "maybe"),
             ("HTTPS_PROXY", "socks5://user:hunter2@proxy"),
         ])
@@ -591,6 +614,8 @@ mod tests {
             "BACKUPY_NICE",
             "BACKUPY_COMPRESS_THREADS",
             "BACKUPY_UPLOAD_LIMIT",
+            "BACKUPY_HOOK_TIMEOUT",
+            "BACKUPY_ALLOW_HOOKS",
             "BACKUPY_DEV_ALLOW_INSECURE",
             "HTTPS_PROXY",
         ] {

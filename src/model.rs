@@ -200,15 +200,54 @@ pub struct AgentConfig {
 }
 
 /// Where one attempt's artifact goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadCreds {
-    /// The presigned PUT URL; its query is a secret.
+    /// The presigned PUT URL; its query is a secret. May be empty beside a multipart upload.
     #[serde(with = "crate::secret::exposed")]
     pub put_url: Secret,
     /// Unix milliseconds; 0 = unknown.
     pub expires_at_ms: u64,
     /// The key under which the control plane knows the object.
     pub object_key: String,
+    /// Where it goes in parts instead, as the control plane offers it.
+    #[serde(default)]
+    pub multipart: Option<Multipart>,
+}
+
+impl UploadCreds {
+    /// Whether there is a URL at all.
+    pub fn lead_somewhere(&self) -> bool {
+        !self.put_url.is_empty() || self.multipart.is_some()
+    }
+}
+
+/// A multipart upload that the control plane has created in the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Multipart {
+    /// The store's name for it.
+    pub upload_id: String,
+    /// Size of every part but the last.
+    pub part_size_bytes: u64,
+    /// Places for some parts; more on request.
+    pub parts: Vec<PartUrl>,
+    /// Presigned POST that makes an object of the parts.
+    #[serde(with = "crate::secret::exposed")]
+    pub complete_url: Secret,
+    /// Presigned DELETE that gives the upload up.
+    #[serde(with = "crate::secret::exposed")]
+    pub abort_url: Secret,
+    /// When the URLs end, Unix milliseconds; 0 = unknown.
+    pub expires_at_ms: u64,
+}
+
+/// Where one part goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartUrl {
+    /// From 1.
+    pub number: u32,
+    /// The presigned PUT URL.
+    #[serde(with = "crate::secret::exposed")]
+    pub url: Secret,
 }
 
 /// How the dump is compressed before it is sealed.

@@ -41,7 +41,9 @@ fn with_context<T>(work_dir: &Path, cancel: &Cancel, work: impl FnOnce(&Context<
         allow_paths: None,
         allow_containers: None,
         allow_checks: None,
+        allow_hooks: false,
         pg_bin_dir: None,
+        mongo_bin_dir: None,
     };
     let limits =
         PipelineLimits { min_free_bytes: 1, min_free_percent: 0, ..PipelineLimits::default() };

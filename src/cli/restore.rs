@@ -175,6 +175,7 @@ fn name(target: &Target) -> String {
     let place = match (target.engine, connection.host.as_str()) {
         (Engine::Sqlite, _) => connection.database.clone(),
         (_, "") => connection.database.clone(),
+        (_, host) if connection.database.is_empty() => format!("at {host}"),
         (_, host) => format!("{} on {host}", connection.database),
     };
     format!("the {} database {}", target.engine, show::printable(&place))

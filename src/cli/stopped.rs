@@ -1,5 +1,6 @@
 //! The store of an agent that is not running, for commands that look into its files.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::complain;
@@ -17,6 +18,13 @@ pub(super) fn open_store(state_dir: &Path) -> Result<Store, Exit> {
         complain(format!("there is no agent's store in {}", state_dir.display()));
         return Err(Exit::State);
     }
+    if let Some(owner) = foreign_owner(state_dir) {
+        complain(format!(
+            "{} belongs to user {owner}: run this as that user, or the agent could not open its own files later",
+            state_dir.display()
+        ));
+        return Err(Exit::State);
+    }
     Store::open(state_dir, &Space::AGENT, &keys(state_dir)?).map_err(|error| {
         complain(&error);
         match error {
@@ -24,6 +32,12 @@ pub(super) fn open_store(state_dir: &Path) -> Result<Store, Exit> {
             _ => Exit::State,
         }
     })
+}
+
+/// The user id that owns the directory, if it is not ours. Only root gets past that, and would leave files of its own.
+fn foreign_owner(state_dir: &Path) -> Option<u32> {
+    let owner = std::fs::metadata(state_dir).ok()?.uid();
+    (owner != rustix::process::geteuid().as_raw()).then_some(owner)
 }
 
 /// The keys that it should open with.

@@ -1,22 +1,21 @@
 //! The `on_failure` command: tells people what went wrong, outside this process.
 //!
-//! One thread runs one command at a time, `sh -c` in a process group of its own, for a bounded time; what
-//! waits is bounded too. The command learns of the failure by environment variables, never by its text, so
+//! One thread runs one command at a time, `sh -c` in a process group of its own and in `/`, for a bounded time; what
+//! it leaves in its group ends with it, what waits is bounded too. The command learns of the failure by environment variables, never by its text, so
 //! that no name and no error message is ever read by the shell. It inherits the environment of `up`
 //! without our own variables and without those that the file names as passwords.
 
+use std::ffi::OsString;
 use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::clock::Deadline;
-use crate::net::{Waited, wait_readable};
+use crate::drivers::ExecError;
+use crate::drivers::shell::{self, End, Finished, Shell};
 use crate::redact::clean;
 use crate::thread::{Cancel, Why, spawn_vital};
 
@@ -121,9 +120,28 @@ fn run(
         let hook = command.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(hook) = hook else { continue };
         match execute(&hook, &failure, stop, timeout) {
-            Ok(status) if status.success() => log::info!("on_failure ran for {}", failure.name),
-            Ok(status) => log::error!("on_failure for {} ended with {status}", failure.name),
+            Ok(finished) => tell_end(&failure.name, &finished, timeout),
             Err(error) => log::error!("failed to run on_failure for {}: {error}", failure.name),
+        }
+    }
+}
+
+fn tell_end(name: &str, finished: &Finished, timeout: Duration) {
+    let said = clean(&finished.stderr);
+    match finished.end {
+        End::Code(0) => log::info!("on_failure ran for {name}"),
+        End::Code(code) => {
+            log::error!("on_failure for {name} failed with exit code {code}: {said}")
+        }
+        End::Signal(signal) => {
+            log::error!("on_failure for {name} was ended by signal {signal}: {said}");
+        }
+        End::TimedOut => log::error!(
+            "on_failure for {name} did not end within {} s and was ended: {said}",
+            timeout.as_secs()
+        ),
+        End::Stopped => {
+            log::error!("on_failure for {name} was ended because the process is stopping");
         }
     }
 }
@@ -133,66 +151,24 @@ fn execute(
     failure: &Failure,
     stop: &Cancel,
     timeout: Duration,
-) -> io::Result<ExitStatus> {
-    let mut command = Command::new("sh");
-    command
-        .arg("-c")
-        .arg(&hook.command)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .process_group(0);
-    for (name, _) in std::env::vars_os() {
-        let ours =
-            name.to_str().is_some_and(|n| n.starts_with("BACKUPY_") || n.starts_with("BACKUP_"));
-        if ours {
-            command.env_remove(name);
-        }
-    }
-    for name in &hook.hidden {
-        command.env_remove(name);
-    }
-    command
-        .env("BACKUPY_NAME", &failure.name)
-        .env("BACKUPY_RUN_ID", &failure.run_id)
-        .env("BACKUPY_STATUS", &failure.status)
-        .env("BACKUPY_ERROR", clean(&failure.error));
-    let mut child = command.spawn()?;
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let ended = wait(&mut child, group, Deadline::after(timeout), stop);
-    if !matches!(ended, Ok(true))
-        && let Some(group) = group
-    {
-        // Whatever it left in its group goes too; it is not reaped yet, so the number is still its own.
-        let _ = kill_process_group(group, Signal::KILL);
-    }
-    let status = child.wait()?;
-    if ended? {
-        Ok(status)
-    } else if stop.is_cancelled() {
-        Err(io::Error::other("the process is stopping"))
-    } else {
-        Err(io::Error::other(format!("it did not end within {} s", timeout.as_secs())))
-    }
-}
-
-/// True once the child has ended, false if the deadline or the stop came first.
-fn wait(
-    child: &mut Child,
-    pid: Option<Pid>,
-    deadline: Deadline,
-    stop: &Cancel,
-) -> io::Result<bool> {
-    const LOOK: Duration = Duration::from_millis(100);
-    if let Some(fd) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
-        return Ok(wait_readable(&fd, deadline, Some(stop))? == Waited::Ready);
-    }
-    // A kernel before 5.3 has no such descriptor.
-    while child.try_wait()?.is_none() {
-        if deadline.passed() || !stop.sleep(LOOK) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+) -> Result<Finished, ExecError> {
+    let seen = |name: &OsString| {
+        let ours = |name: &str| name.starts_with("BACKUPY_") || name.starts_with("BACKUP_");
+        !name.to_str().is_some_and(ours)
+            && !hook.hidden.iter().any(|hidden| name == hidden.as_str())
+    };
+    let told = [
+        ("BACKUPY_NAME", failure.name.clone()),
+        ("BACKUPY_RUN_ID", failure.run_id.clone()),
+        ("BACKUPY_STATUS", failure.status.clone()),
+        ("BACKUPY_ERROR", clean(&failure.error)),
+    ];
+    let env = std::env::vars_os()
+        .filter(|(name, _)| seen(name))
+        .chain(told.map(|(name, value)| (name.into(), value.replace('\0', "").into())))
+        .collect();
+    let shell = Shell { name: "on_failure", command: &hook.command, env, timeout };
+    shell::run(&shell, &[stop])
 }
 
 #[cfg(test)]
@@ -262,9 +238,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
         let line = format!("sleep 1000 & echo $! > {}; wait", pid_file.display());
-        let error =
-            execute(&hook(&line), &failure(), &stop, Duration::from_millis(500)).unwrap_err();
-        assert!(error.to_string().contains("did not end"), "{error}");
+        let finished =
+            execute(&hook(&line), &failure(), &stop, Duration::from_millis(500)).unwrap();
+        assert_eq!(finished.end, End::TimedOut);
         let pid = fs::read_to_string(&pid_file).unwrap();
         let deadline = Deadline::after(PATIENCE);
         // Gone, or a zombie until whoever inherited it looks.
@@ -281,7 +257,8 @@ mod tests {
     #[test]
     fn a_failing_command_is_an_error_status_and_a_stop_does_not_wait() {
         let stop = Cancel::new().unwrap();
-        assert_eq!(execute(&hook("exit 3"), &failure(), &stop, PATIENCE).unwrap().code(), Some(3));
+        let finished = execute(&hook("exit 3"), &failure(), &stop, PATIENCE).unwrap();
+        assert_eq!(finished.end, End::Code(3));
         let mut notifier = Notifier::start(Some(hook("sleep 1000")), PATIENCE).unwrap();
         notifier.tell(failure());
         notifier.stop(Duration::from_millis(50));

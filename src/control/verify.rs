@@ -4,6 +4,7 @@
 //! |---|---|
 //! | SQLite | `integrity_check`, and every table's rows are counted |
 //! | PostgreSQL | `pg_restore` reads the whole dump; its tables are listed |
+//! | Redis | beginning, end and checksum are compared, and every database's keys are counted |
 
 use super::keys::MasterKey;
 use super::manifest::Manifest;

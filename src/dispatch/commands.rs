@@ -10,17 +10,17 @@ use crate::calendar::window::Window;
 use crate::clock::unix_ms;
 use crate::config::parse_log_level;
 use crate::link;
-use crate::model::AgentConfig;
+use crate::model::{AgentConfig, UploadCreds};
 use crate::observe::logging;
 use crate::observe::tap::{Line, TOLD};
 use crate::outbox::Message;
 use crate::redact::clean;
 use crate::runs::state::{Outcome, Phase, Run};
 use crate::runs::table::Found;
-use crate::runs::worker::{Plan, check_size};
+use crate::runs::worker::{Plan, check_delivery, check_size};
 use crate::store::{Space, Store};
 use crate::thread::Why;
-use crate::wire::{self, Ack, LogLevel, RunBackup, ServerMessage};
+use crate::wire::{self, Ack, LogLevel, PartUrls, RunBackup, ServerMessage};
 
 /// The configuration held in the store; the empty one at the first start.
 pub(super) fn load_config(store: &Store) -> Result<AgentConfig, DispatchError> {
@@ -62,6 +62,7 @@ impl Dispatch {
                 Ok(Err("the update carries no configuration".to_owned()))
             }
             ServerMessage::RunHealthCheck { check_id } => self.on_run_health_check(&check_id),
+            ServerMessage::PartUrls(urls) => return self.on_part_urls(&urls),
             ServerMessage::SelfUpdate(_) => {
                 Ok(Err("this version does not update itself".to_owned()))
             }
@@ -133,6 +134,7 @@ impl Dispatch {
             command.encrypted_dek,
             now_ms,
         );
+        let upload = run.creds.clone();
         let refusal = match self.config.jobs.iter().find(|job| job.id == run.job_id) {
             None => Some(format!("job {:?} is not in this agent's configuration", run.job_id)),
             Some(job) => Plan::new(&run, job).err(),
@@ -144,7 +146,9 @@ impl Dispatch {
             log::warn!("run {} of job {} failed: {error}", run.run_id, run.job_id);
             let run = run.end(Outcome::Failed { error }, now_ms);
             let messages = messages::result(&run);
+            let run_id = run.run_id.clone();
             self.commit(vec![run], messages)?;
+            self.give_up(&run_id, upload);
             return Ok(Ok(()));
         }
         log::info!("run {} of job {} accepted", run.run_id, run.job_id);
@@ -171,7 +175,7 @@ impl Dispatch {
         {
             return Ok(Err(error.to_string()));
         }
-        let creds = command.upload_creds.filter(|creds| !creds.put_url.is_empty());
+        let creds = command.upload_creds.filter(UploadCreds::lead_somewhere);
         if let Some(creds) = &creds {
             if let Err(error) = check_size(creds) {
                 return Ok(Err(error));
@@ -183,14 +187,26 @@ impl Dispatch {
         }
         let run_id = run.run_id.clone();
         self.commit(vec![run], Vec::new())?;
-        if let (Some(creds), Some(running)) = (creds, self.running.get(&run_id)) {
-            running.creds.set(creds);
+        if let (Some(creds), Some(running)) = (creds, self.running.get(&run_id))
+            && running.creds.set(creds)
+        {
+            self.slots.clear_part_urls_request(&run_id);
         }
         // The first command may have failed at just that, and this one is about to be acknowledged.
         if self.highwater_stale {
             self.save_highwater()?;
         }
         Ok(Ok(()))
+    }
+
+    /// URLs for an attempt under way. Whatever they answer, if nobody waits for them they mean nothing.
+    fn on_part_urls(&mut self, urls: &PartUrls) {
+        let Some(running) = self.running.get(&urls.run_id) else { return };
+        let result = check_delivery(&urls.parts);
+        let error = result.as_ref().map_or_else(String::as_str, |()| &urls.error);
+        if running.creds.deliver(&urls.upload_id, &urls.parts, error) {
+            self.slots.clear_part_urls_request(&urls.run_id);
+        }
     }
 
     /// Sends a result once more, unless so many wait already that this would only fill the queue.

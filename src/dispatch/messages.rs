@@ -7,10 +7,12 @@ use crate::host::checks::CheckResult;
 use crate::link::Slots;
 use crate::model::Progress;
 use crate::outbox::{Kind, Message};
+use crate::pipeline::upload::multipart::Ask;
 use crate::runs::state::{EndKind, Outcome, Phase, Run};
 use crate::runs::worker::OnProgress;
 use crate::wire::{
     Ack, AgentMessage, BackupCompleted, HealthResult, JobStatus, JobUpdate, LogEvent, LogLevel,
+    PartUrlsRequest,
 };
 
 /// The result of an ended run: one message, or two that stay adjacent.
@@ -152,6 +154,19 @@ pub(super) fn progress_reporter(slots: Slots) -> OnProgress {
             error_message: String::new(),
         };
         slots.put_progress(run_id, update);
+    })
+}
+
+/// How an upload in parts asks for more URLs: in a slot of the link, until they are there.
+pub(super) fn part_urls_asker(slots: Slots, run: &Run, upload_id: &str) -> Ask {
+    let (run_id, upload_id) = (run.run_id.clone(), upload_id.to_owned());
+    Arc::new(move |first_part, count| {
+        slots.put_part_urls_request(PartUrlsRequest {
+            run_id: run_id.clone(),
+            upload_id: upload_id.clone(),
+            first_part,
+            count,
+        });
     })
 }
 

@@ -5,6 +5,7 @@
 //! The order is always the same: decide (pure), make durable together with the report, then act.
 //! Dispatch lives on across sessions; a lost connection is an event like any other.
 
+mod abandoned;
 pub mod admission;
 mod checks;
 mod commands;
@@ -208,6 +209,7 @@ pub struct Dispatch {
     prune_at: Instant,
     admit_at: Option<Instant>,
     next_name: u64,
+    abandoned: abandoned::Abandoned,
 
     link_events: Receiver<link::Event>,
     log_lines: Receiver<Line>,
@@ -223,6 +225,8 @@ pub struct Dispatch {
 struct Running {
     job_id: String,
     cancel: Cancel,
+    /// Ends the post-hooks of a run that was cancelled before the process had to stop.
+    hurry: Cancel,
     creds: CredsCell,
     thread: JoinHandle<()>,
     deadline: Option<Instant>,
@@ -296,6 +300,7 @@ impl Dispatch {
             prune_at: Instant::now(),
             admit_at: None,
             next_name: 1,
+            abandoned: abandoned::Abandoned::default(),
             link_events: parts.link_events,
             log_lines: parts.log_lines,
             reports: bounded(MAX_PARALLEL * 2),
@@ -369,6 +374,9 @@ impl Dispatch {
         if self.stopping.is_some_and(|stopping| stopping.grace_until <= now) {
             for running in self.running.values() {
                 running.cancel.cancel(Why::Shutdown);
+                if running.cancel.why() != Some(Why::Shutdown) {
+                    running.hurry.cancel(Why::Shutdown);
+                }
             }
         }
         if self.prune_at <= now {
@@ -385,7 +393,9 @@ impl Dispatch {
             .filter(|running| !running.cancel.is_cancelled())
             .filter_map(|running| running.deadline);
         let stopping = self.stopping.map(|stopping| {
-            let all_told = self.running.values().all(|running| running.cancel.is_cancelled());
+            let all_told = self.running.values().all(|running| {
+                running.cancel.why() == Some(Why::Shutdown) || running.hurry.is_cancelled()
+            });
             if all_told { stopping.give_up_at } else { stopping.grace_until }
         });
         [self.retry_unsaved_at, self.admit_at, Some(self.prune_at), stopping]
@@ -415,7 +425,8 @@ impl Dispatch {
         idle || stopping.give_up_at <= Instant::now()
     }
 
-    fn leave(self) {
+    fn leave(mut self) {
+        self.abandoned.leave();
         if self.running.is_empty() && self.unsaved.is_empty() {
             return;
         }
@@ -445,7 +456,10 @@ impl Dispatch {
         }
         self.publish(batch, messages)?;
         for run in runs {
+            let given_up = self.upload_to_give_up(&run);
+            let run_id = run.run_id.clone();
             self.table.apply(run);
+            self.give_up(&run_id, given_up);
         }
         if self.table.is_overfull() {
             self.prune_at = Instant::now();

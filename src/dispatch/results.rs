@@ -42,6 +42,7 @@ impl Dispatch {
         {
             log::error!("the thread of run {} panicked after its report", report.run_id);
         }
+        self.slots.clear_part_urls_request(&report.run_id);
         self.share();
         let Some(run) = self.table.get_open(&report.run_id) else {
             log::error!("run {} reported and is not open", report.run_id);
@@ -102,10 +103,20 @@ impl Dispatch {
                 self.commit(vec![run], Vec::new())?;
                 self.slots.put_progress(&run_id, standing);
                 self.pause_until(&run_id, Instant::now() + *pause);
+                for warning in &decision.warnings {
+                    self.tell(LogLevel::Warn, &job_id, &format!("run {run_id}: {warning}"));
+                }
                 self.tell(LogLevel::Warn, &job_id, &text);
                 Ok(())
             }
-            Verdict::Interrupted => self.commit(vec![run.interrupted()], Vec::new()),
+            Verdict::Interrupted => {
+                let (run_id, job_id) = (run.run_id.clone(), run.job_id.clone());
+                self.commit(vec![run.interrupted()], Vec::new())?;
+                for warning in &decision.warnings {
+                    self.tell(LogLevel::Warn, &job_id, &format!("run {run_id}: {warning}"));
+                }
+                Ok(())
+            }
         }
     }
 

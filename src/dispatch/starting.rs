@@ -116,8 +116,9 @@ impl Dispatch {
         (job, target): (Job, Target),
         left: Option<Duration>,
     ) -> std::io::Result<()> {
-        let cancel = Cancel::new()?;
-        let Some(creds) = run.creds.clone().map(CredsCell::new) else {
+        let (cancel, hurry) = (Cancel::new()?, Cancel::new()?);
+        let ask = |upload_id: &str| messages::part_urls_asker(self.slots.clone(), &run, upload_id);
+        let Some(creds) = run.creds.clone().map(|creds| CredsCell::new(creds, ask)) else {
             return Err(std::io::Error::other("the run came without an upload URL"));
         };
         if run.cancel_requested {
@@ -129,12 +130,13 @@ impl Dispatch {
         let running = Running {
             job_id: run.job_id.clone(),
             cancel: cancel.clone(),
+            hurry: hurry.clone(),
             creds: creds.clone(),
             deadline: left.map(|left| Instant::now() + left),
             thread: worker::start(
                 &name,
                 self.workshop.clone(),
-                Attempt { run, job, target, deadline: left.map(Deadline::after), creds },
+                Attempt { run, job, target, deadline: left.map(Deadline::after), creds, hurry },
                 cancel,
                 self.on_progress.clone(),
                 self.reports.0.clone(),

@@ -3,6 +3,8 @@
 //! up and answers.
 
 mod checks;
+mod hooks;
+mod multipart;
 mod rig;
 
 use std::time::Duration;

@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::exec::ExecError;
+use super::mongodb::MongoFault;
 use super::postgres::PostgresFault;
+use super::redis::RedisFault;
 use super::secrets::SecretError;
 use super::sqlite::SqliteFault;
 use crate::net::NetError;
@@ -60,6 +62,10 @@ pub enum DriverError {
     },
     /// PostgreSQL or its tools.
     Postgres(PostgresFault),
+    /// MongoDB or its tools.
+    Mongo(MongoFault),
+    /// Redis or Valkey.
+    Redis(RedisFault),
     /// A tool could not be run, or did not end well.
     Exec(ExecError),
     /// A tool ended well, but what it wrote is no dump.
@@ -89,6 +95,8 @@ impl DriverError {
             Self::Host(error) => error.retry(),
             Self::Sqlite { fault, .. } => fault.retry(),
             Self::Postgres(fault) => fault.retry(),
+            Self::Mongo(fault) => fault.retry(),
+            Self::Redis(fault) => fault.retry(),
             Self::Exec(error) => error.retry(),
         }
     }
@@ -127,6 +135,8 @@ impl fmt::Display for DriverError {
             ),
             Self::Sqlite { path, fault } => write!(f, "the SQLite file {} {fault}", path.display()),
             Self::Postgres(fault) => fault.fmt(f),
+            Self::Mongo(fault) => fault.fmt(f),
+            Self::Redis(fault) => fault.fmt(f),
             Self::Exec(error) => error.fmt(f),
             Self::Mark { tool } => write!(
                 f,
@@ -148,6 +158,7 @@ impl std::error::Error for DriverError {
         match self {
             Self::Secret(error) => Some(error),
             Self::Host(error) => Some(error),
+            Self::Redis(fault) => Some(fault),
             Self::Work { source, .. } | Self::Sink(source) => Some(source),
             Self::Exec(error) => Some(error),
             _ => None,
@@ -158,6 +169,12 @@ impl std::error::Error for DriverError {
 impl From<SecretError> for DriverError {
     fn from(error: SecretError) -> Self {
         Self::Secret(error)
+    }
+}
+
+impl From<RedisFault> for DriverError {
+    fn from(fault: RedisFault) -> Self {
+        Self::Redis(fault)
     }
 }
 

@@ -10,6 +10,8 @@
 //! so the tool ends by SIGPIPE with its next write; one that waits for a lock ends by the lock timeout its
 //! driver gave it. Nothing it does is visible but a connection that reads.
 
+pub mod shell;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read};
@@ -180,10 +182,33 @@ pub(super) fn run(
     cancel: &Cancel,
     sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<Said, ExecError> {
+    conclude(Running::start(tool)?, stuck, cancel, sink)
+}
+
+/// As [`run`], for a tool that talks on stderr all the time: only its output shows that it gets on.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn run_by_output(
+    tool: &Tool<'_>,
+    stuck: Duration,
+    cancel: &Cancel,
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<Said, ExecError> {
     let mut running = Running::start(tool)?;
+    running.chatty = true;
+    conclude(running, stuck, cancel, sink)
+}
+
+fn conclude(
+    mut running: Running<'_>,
+    stuck: Duration,
+    cancel: &Cancel,
+    sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<Said, ExecError> {
     let status = running.follow(stuck, cancel, sink)?;
     let said = running.said();
-    let tool = tool.name.to_owned();
+    let tool = running.tool.name.to_owned();
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(said),
         (Some(code), _) => Err(ExecError::Exit { tool, code, said }),
@@ -220,15 +245,23 @@ struct Running<'a> {
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
     tail: Tail,
+    /// Words on stderr are no sign of life.
+    chatty: bool,
 }
 
 impl<'a> Running<'a> {
     fn start(tool: &'a Tool<'a>) -> Result<Self, ExecError> {
+        Self::spawn(tool, command(tool))
+    }
+
+    /// Starts `command`, which has pipes for both streams and a group of its own; `tool` says what it is called.
+    fn spawn(tool: &'a Tool<'a>, mut command: Command) -> Result<Self, ExecError> {
         let failed = |source| ExecError::Start { tool: tool.name.to_owned(), source };
-        let mut child = command(tool).spawn().map_err(failed)?;
+        let mut child = command.spawn().map_err(failed)?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // From here on the drop cleans up.
-        let running = Self { tool, child: Some(child), stdout, stderr, tail: Tail::default() };
+        let running =
+            Self { tool, child: Some(child), stdout, stderr, tail: Tail::default(), chatty: false };
         if let Some(pipe) = &running.stdout {
             rustix::io::ioctl_fionbio(pipe, true).map_err(|e| failed(e.into()))?;
         }
@@ -246,13 +279,21 @@ impl<'a> Running<'a> {
         sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<ExitStatus, ExecError> {
         let mut buffer = vec![0; CHUNK_BYTES];
+        let mut deadline = Deadline::after(stuck);
         while self.stdout.is_some() {
-            self.wait(Deadline::after(stuck), stuck, cancel)?;
+            self.wait(deadline, stuck, cancel)?;
             self.drain_stderr()?;
+            if !self.chatty {
+                deadline = Deadline::after(stuck);
+            } else if deadline.passed() {
+                return Err(self.stuck(stuck));
+            }
             if let Some(length) = self.read_stdout(&mut buffer)? {
                 sink(buffer.get(..length).unwrap_or_default()).map_err(|error| {
                     cancel.why().map_or(ExecError::Sink(error), ExecError::Cancelled)
                 })?;
+                // However long the sink took, the tool had no part in it.
+                deadline = Deadline::after(stuck);
             }
         }
         let status = self.wait_for_end(Deadline::after(stuck), stuck, cancel)?;

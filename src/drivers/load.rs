@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::workfile::WorkFile;
-use super::{Context, DriverError, postgres, sqlite};
+use super::{Context, DriverError, mongodb, postgres, redis, sqlite};
 use crate::model::{Engine, Target};
 
 /// A file for a dump in the work directory, 0600, removed when dropped and swept after a crash.
@@ -46,7 +46,8 @@ pub struct Inspected {
     pub warnings: Vec<String>,
 }
 
-/// Reads the whole dump as its own tools do: SQLite's `integrity_check` and row counts, `pg_restore` to nowhere.
+/// Reads the whole dump as its own tools do: SQLite's `integrity_check` and row counts, `pg_restore` to nowhere,
+/// the framing and the checksums of a MongoDB archive, Redis' checksum and key counts.
 ///
 /// # Errors
 /// When it is damaged, or the tool is missing.
@@ -54,7 +55,9 @@ pub fn inspect(engine: Engine, dump: &Path, cx: &Context<'_>) -> Result<Inspecte
     match engine {
         Engine::Sqlite => sqlite::load::inspect(dump, cx),
         Engine::PostgreSql => postgres::load::inspect(dump, cx),
-        Engine::MySql | Engine::MariaDb | Engine::MongoDb | Engine::Redis | Engine::Unknown(_) => {
+        Engine::MongoDb => mongodb::load::inspect(dump, cx),
+        Engine::Redis => redis::load::inspect(dump, cx),
+        Engine::MySql | Engine::MariaDb | Engine::Unknown(_) => {
             unsupported("checking a dump of", engine)
         }
     }
@@ -63,7 +66,7 @@ pub fn inspect(engine: Engine, dump: &Path, cx: &Context<'_>) -> Result<Inspecte
 /// Loads the dump into a database; all of it or nothing. Without `replace` what is there already is an error.
 ///
 /// # Errors
-/// When it cannot be loaded; the database is then as it was.
+/// When it cannot be loaded; the database is then as it was (but MongoDB, which has no transaction for it).
 pub fn load(
     target: &Target,
     dump: &Path,
@@ -73,11 +76,11 @@ pub fn load(
     match target.engine {
         Engine::Sqlite => sqlite::load::load(&target.connection, dump, replace, cx),
         Engine::PostgreSql => postgres::load::load(&target.connection, dump, replace, cx),
-        engine @ (Engine::MySql
-        | Engine::MariaDb
-        | Engine::MongoDb
-        | Engine::Redis
-        | Engine::Unknown(_)) => unsupported("loading a dump of", engine),
+        Engine::MongoDb => mongodb::load::load(&target.connection, dump, replace, cx),
+        Engine::Redis => redis::load::load(),
+        engine @ (Engine::MySql | Engine::MariaDb | Engine::Unknown(_)) => {
+            unsupported("loading a dump of", engine)
+        }
     }
 }
 

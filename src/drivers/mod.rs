@@ -14,8 +14,10 @@ mod error;
 mod exec;
 pub mod load;
 mod marks;
+mod mongodb;
 mod passfile;
 mod postgres;
+mod redis;
 pub mod secrets;
 mod space;
 mod sqlite;
@@ -29,7 +31,10 @@ use std::path::Path;
 
 pub use error::DriverError;
 pub use exec::ExecError;
+pub use exec::shell;
+pub use mongodb::{Damage, MongoFault};
 pub use postgres::PostgresFault;
+pub use redis::{RdbFault, RedisFault};
 pub use sqlite::SqliteFault;
 pub use workfile::sweep;
 
@@ -120,19 +125,22 @@ pub fn for_target(
     match target.engine {
         Engine::Sqlite => Ok(Box::new(sqlite::Sqlite::new(c, policy)?)),
         Engine::PostgreSql => Ok(Box::new(postgres::Postgres::new(c)?)),
-        engine @ (Engine::MySql
-        | Engine::MariaDb
-        | Engine::MongoDb
-        | Engine::Redis
-        | Engine::Unknown(_)) => unsupported(engine.to_string()),
+        Engine::MongoDb => Ok(Box::new(mongodb::MongoDb::new(c, policy)?)),
+        Engine::Redis => Ok(Box::new(redis::Redis::new(c)?)),
+        engine @ (Engine::MySql | Engine::MariaDb | Engine::Unknown(_)) => {
+            unsupported(engine.to_string())
+        }
     }
 }
 
-/// What this host can dump, in the wire's words (`sqlite`, `pg_dump`).
+/// What this host can dump, in the wire's words (`sqlite`, `redis`, `pg_dump`).
 pub fn capabilities(policy: &HostPolicy) -> Vec<&'static str> {
-    let mut found = vec!["sqlite"];
+    let mut found = vec!["sqlite", "redis"];
     if !tools::candidates("pg_dump", policy.pg_bin_dir.as_deref()).is_empty() {
         found.push("pg_dump");
+    }
+    if mongodb::is_here(policy) {
+        found.push("mongodump");
     }
     found
 }

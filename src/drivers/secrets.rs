@@ -271,7 +271,9 @@ mod tests {
             allow_paths: None,
             allow_containers: None,
             allow_checks: None,
+            allow_hooks: false,
             pg_bin_dir: None,
+            mongo_bin_dir: None,
         }
     }
 

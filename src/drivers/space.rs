@@ -13,15 +13,26 @@ pub(super) const EVERY_BYTES: u64 = 64 << 20;
 /// # Errors
 /// [`DriverError::Space`], or [`DriverError::Work`] where the file system cannot be asked.
 pub(super) fn check(dir: &Path, wanted: u64, limits: &PipelineLimits) -> Result<(), DriverError> {
-    let system = rustix::fs::statvfs(dir)
-        .map_err(|error| DriverError::Work { path: dir.to_owned(), source: error.into() })?;
-    let free = system.f_bavail.saturating_mul(system.f_frsize);
-    let reserve = reserve(system.f_blocks.saturating_mul(system.f_frsize), limits);
+    let (free, reserve) = free_and_reserve(dir, limits)?;
     let needed = wanted.saturating_add(reserve);
     if free >= needed {
         return Ok(());
     }
     Err(DriverError::Space { path: dir.to_owned(), free, needed })
+}
+
+/// What is free in `dir`, and what the limits want to stay free there, in bytes.
+///
+/// # Errors
+/// [`DriverError::Work`] where the file system cannot be asked.
+pub(super) fn free_and_reserve(
+    dir: &Path,
+    limits: &PipelineLimits,
+) -> Result<(u64, u64), DriverError> {
+    let system = rustix::fs::statvfs(dir)
+        .map_err(|error| DriverError::Work { path: dir.to_owned(), source: error.into() })?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    Ok((free, reserve(system.f_blocks.saturating_mul(system.f_frsize), limits)))
 }
 
 /// What must stay free on a file system of `total` bytes.

@@ -28,6 +28,12 @@ impl Tail {
         }
     }
 
+    /// What was kept, for text that was given no secrets.
+    pub(super) fn recent(&self) -> String {
+        let text = String::from_utf8_lossy(&self.bytes);
+        if self.cut { format!("… {text}") } else { text.into_owned() }
+    }
+
     /// The text. If something was cut off, the first line goes too: it may begin in the middle of a secret.
     pub(super) fn text(&self, secrets: &[Secret]) -> Said {
         let whole = String::from_utf8_lossy(&self.bytes);

@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Directories with one entry per version: (parent, prefix of the entry, what follows it).
-const VERSIONED: [(&str, &str, &str); 8] = [
+const VERSIONED: [(&str, &str, &str); 11] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
     ("/usr/libexec", "postgresql", ""),
@@ -22,6 +22,9 @@ const VERSIONED: [(&str, &str, &str); 8] = [
     ("/usr/local", "pgsql", "bin"),
     ("/opt", "pgsql", "bin"),
     ("/opt/bitnami", "postgresql", "bin"),
+    ("/opt/bitnami", "mongodb", "bin"),
+    ("/opt", "mongodb-database-tools", "bin"),
+    ("/usr/local", "mongodb-database-tools", "bin"),
 ];
 const WRAPPER: &str = "pg_wrapper";
 /// More entries of one parent are not looked at.

@@ -67,12 +67,22 @@ impl Drop for WorkFile {
         {
             log::warn!("failed to remove {}: {error}", self.path.display());
         }
-        let large = |file: &File| file.metadata().is_ok_and(|meta| meta.len() > LARGE_BYTES);
-        if let Some(file) = held.filter(large) {
-            // The name is gone; what takes time is giving the space back with the last close. Nobody joins
-            // this thread, as a cancelled run must not wait for it (if there is no thread, it does).
-            let _ = spawn("free-space", move || drop(file));
+        if let Some(file) = held {
+            release(file);
         }
+    }
+}
+
+/// An empty file that has no name any more, so that not even a crash leaves it.
+pub(super) fn unnamed(work_dir: &Path, purpose: &str) -> Result<File, DriverError> {
+    WorkFile::create(work_dir, purpose).map(|(_named, file)| file)
+}
+
+/// Closes a file whose name is gone. What takes time then is giving the space back: nobody joins the thread that
+/// does it, as a cancelled run must not wait for it (if there is no thread, it does).
+pub(super) fn release(file: File) {
+    if file.metadata().is_ok_and(|meta| meta.len() > LARGE_BYTES) {
+        let _ = spawn("free-space", move || drop(file));
     }
 }
 

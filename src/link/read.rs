@@ -130,7 +130,8 @@ impl Reader<'_, '_> {
             | ServerMessage::RunBackup(_)
             | ServerMessage::CancelJob { .. }
             | ServerMessage::RunHealthCheck { .. }
-            | ServerMessage::SelfUpdate(_)) => {
+            | ServerMessage::SelfUpdate(_)
+            | ServerMessage::PartUrls(_)) => {
                 return self.hand_on(Event::Message { header, message });
             }
         }

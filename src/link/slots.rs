@@ -2,7 +2,8 @@
 //!
 //! A step of a run goes out at once and none is skipped (there are few of them). Within a step only the
 //! newest percentage counts, and `link-beat` lets it out at most once per interval. The discovery report is
-//! kept and sent once in every session, because the next one may be an hour away. The number of runs that
+//! kept and sent once in every session, because the next one may be an hour away; so is a run's request for part
+//! URLs until it is answered. The number of runs that
 //! report is bounded by their admission, and by [`MAX_RUNS`] here.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::wire::{AgentMessage, Container, JobUpdate};
+use crate::wire::{AgentMessage, Container, JobUpdate, PartUrlsRequest};
 
 /// Runs with progress; a further one's progress is not shown.
 const MAX_RUNS: usize = 1024;
@@ -34,6 +35,8 @@ struct State {
     runs: BTreeMap<String, Run>,
     discovery: Option<Vec<Container>>,
     discovery_due: bool,
+    /// By run, and whether this session has not seen it yet.
+    part_urls: BTreeMap<String, (PartUrlsRequest, bool)>,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +81,25 @@ impl Slots {
 
     /// Forgets a run: its result is on its way, and nothing may come after that.
     pub fn clear_progress(&self, run_id: &str) {
-        self.lock().runs.remove(run_id);
+        let mut state = self.lock();
+        state.runs.remove(run_id);
+        state.part_urls.remove(run_id);
+    }
+
+    /// Replaces what a run asks for; goes out at once.
+    pub fn put_part_urls_request(&self, request: PartUrlsRequest) {
+        let mut state = self.lock();
+        if !state.part_urls.contains_key(&request.run_id) && state.part_urls.len() >= MAX_RUNS {
+            return;
+        }
+        state.part_urls.insert(request.run_id.clone(), (request, true));
+        drop(state);
+        self.wake();
+    }
+
+    /// The run needs nothing for now.
+    pub fn clear_part_urls_request(&self, run_id: &str) {
+        self.lock().part_urls.remove(run_id);
     }
 
     /// Replaces the discovery report.
@@ -91,9 +112,12 @@ impl Slots {
     }
 
     /// A new session: it has seen nothing yet.
-    pub(super) fn begin_session(&self) {
+    pub(crate) fn begin_session(&self) {
         let mut state = self.lock();
         state.discovery_due = state.discovery.is_some();
+        for (_, due) in state.part_urls.values_mut() {
+            *due = true;
+        }
     }
 
     /// There may be something for [`Slots::take`].
@@ -115,10 +139,16 @@ impl Slots {
     }
 
     /// What may go out now, at most `room` messages; the rest stays for the next call.
-    pub(super) fn take(&self, room: usize) -> Vec<AgentMessage> {
+    pub(crate) fn take(&self, room: usize) -> Vec<AgentMessage> {
         let mut state = self.lock();
         let mut out = Vec::new();
-        if state.discovery_due && room > 0 {
+        for (request, due) in state.part_urls.values_mut() {
+            if *due && out.len() < room {
+                *due = false;
+                out.push(AgentMessage::PartUrlsRequest(request.clone()));
+            }
+        }
+        if state.discovery_due && out.len() < room {
             state.discovery_due = false;
             out.extend(state.discovery.clone().map(AgentMessage::Discovery));
         }
@@ -176,6 +206,7 @@ mod tests {
     fn taken(slots: &Slots) -> Vec<(String, u32)> {
         let shown = |message| match message {
             AgentMessage::JobUpdate(u) => (u.current_step, u.progress_percent),
+            AgentMessage::PartUrlsRequest(r) => (r.run_id, r.first_part),
             AgentMessage::Discovery(c) => ("discovery".to_owned(), c.len() as u32),
             other => panic!("{other:?}"),
         };
@@ -226,6 +257,28 @@ mod tests {
         assert!(slots.lock().runs.len() <= MAX_RUNS);
         assert!(slots.lock().runs.values().all(|run| run.steps.len() <= MAX_STEPS));
         assert_eq!(slots.take(5).len(), 5);
+    }
+
+    #[test]
+    fn a_request_goes_out_once_per_session_until_it_is_answered() {
+        let slots = Slots::new();
+        let request = |first_part| {
+            let run_id = "r".to_owned();
+            PartUrlsRequest { run_id, upload_id: "u".to_owned(), first_part, count: 32 }
+        };
+        slots.put_part_urls_request(request(9));
+        slots.put_part_urls_request(request(41));
+        assert_eq!(taken(&slots), [("r".to_owned(), 41)]);
+        assert!(taken(&slots).is_empty());
+        slots.begin_session();
+        assert!(slots.take(0).is_empty());
+        assert_eq!(taken(&slots), [("r".to_owned(), 41)]);
+        slots.begin_session();
+        slots.clear_part_urls_request("r");
+        assert!(taken(&slots).is_empty());
+        slots.put_part_urls_request(request(73));
+        slots.clear_progress("r");
+        assert!(taken(&slots).is_empty());
     }
 
     #[test]

@@ -122,6 +122,8 @@ impl Outbox {
         let mut state = inner.state();
         if let Err(e) = result {
             state.undeleted.extend(admission.undeleted);
+            // They may have reached the disk all the same, and whoever asked tries again under new ids.
+            state.undeleted.extend((admission.first_id..).take(new.len()));
             return Err(e.into());
         }
         state.dropped = admission.dropped;
@@ -148,15 +150,6 @@ impl Outbox {
     pub fn undelivered_results(&self) -> usize {
         let state = self.0.state();
         state.window.unconfirmed().filter(|(_, entry)| entry.kind == Kind::Terminal).count()
-    }
-
-    /// Whether the result of this run is here and nobody has confirmed it yet. A result that was received once and
-    /// waits for another session does not count: who asks for it now should get it now.
-    pub fn contains_result(&self, run_id: &str) -> bool {
-        let state = self.0.state();
-        state.window.unconfirmed().any(|(_, entry)| {
-            entry.kind == Kind::Terminal && entry.run_id.as_deref() == Some(run_id)
-        })
     }
 
     /// What was given up so far.

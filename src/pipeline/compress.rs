@@ -21,6 +21,16 @@ const ZSTD_WINDOW_LOG: u32 = 21;
 const ZSTD_JOB_BYTES: u32 = 2 << 20;
 const GZIP_LEVEL: u32 = 6;
 
+/// About how much memory it takes.
+pub(super) fn memory_bytes(compression: Compression, threads: u32) -> usize {
+    let threads = usize::try_from(threads).unwrap_or(usize::MAX);
+    match compression {
+        Compression::Zstd => (8 << 20) + threads.saturating_mul(5 << 20),
+        Compression::Gzip => 1 << 20,
+        Compression::None => 0,
+    }
+}
+
 /// Compresses until the end. Buffers get `head` bytes in front, for the seal.
 pub(super) fn run(
     compression: Compression,

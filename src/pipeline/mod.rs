@@ -1,8 +1,10 @@
-//! One attempt of a run: prepare, dump, compress, seal, spool, upload, verify.
+//! One attempt of a run: prepare, dump, compress, seal, upload, verify.
 //!
 //! ```text
 //! driver.dump → 1 MiB chunks → compress → frames → seal (in place) → hash, memory or spool → one PUT
 //! (caller's)    (pool of 4)    (thread)   (pool of 4) (thread)       (thread)                (caller's)
+//!                                                                  → hash, parts in memory → Complete
+//!                                                                    (one or two threads)    (caller's)
 //! ```
 //!
 //! - The stages are scoped threads joined by bounded channels of recycled buffers, so that the memory of
@@ -10,10 +12,11 @@
 //!   ([`PipelineLimits::memory_bytes`]), and the compressor's window.
 //! - A store wants to know the length before it takes a PUT, so the sealed stream is complete before the
 //!   upload starts: small ones stay in memory, others go into an unlinked file under the state directory.
+//!   With credentials for an upload in parts nothing is kept but the parts that are on their way.
 //! - A stage that fails cancels its siblings; the first cause is what is reported. A stage that panics
 //!   fails the run. Every stage passes an explicit end on: a channel that only closes is a broken
 //!   stream, never a short one.
-//! - The store's 2xx is the commit point: a cancel before it wins, after it loses.
+//! - The store's 2xx (in parts: to Complete, with a result in it) is the commit point: a cancel before it wins, after it loses.
 //!
 //! The pipeline knows nothing of the wire, of retries with a new dump, or of where results go.
 
@@ -35,6 +38,7 @@ use crossbeam_channel::{Receiver, at, bounded, never, select};
 
 pub use error::PipelineError;
 pub use spool::{MAX_PUT_BYTES, Sealed, SpoolError};
+pub use upload::multipart::Places;
 pub use upload::{UploadError, Uploader, UrlPolicy};
 
 use crate::artifact::DataKey;
@@ -44,6 +48,7 @@ use crate::drivers::{Context, Driver, Dumped, Prepared};
 use crate::model::{Compression, Progress, Step, UploadCreds};
 use crate::thread::{Cancel, Never, STACK, Why};
 use report::Reporter;
+use upload::multipart::plan::PartPlan;
 
 /// One attempt to make.
 pub struct Order<'a> {
@@ -56,6 +61,8 @@ pub struct Order<'a> {
     /// Where the artifact goes; asked again when the upload starts, because a control plane may have sent
     /// fresh ones while the dump took its time.
     pub creds: &'a (dyn Fn() -> UploadCreds + Sync),
+    /// With credentials for an upload in parts: where these go.
+    pub places: Option<Places>,
     /// The way there.
     pub upload: &'a Uploader,
     /// How far the host lets a control plane reach.
@@ -151,7 +158,8 @@ fn attempt(mut order: Order<'_>, cancel: &Cancel) -> Result<Outcome, PipelineErr
     }
     let reporter = Reporter::new(order.progress);
     reporter.enter(Step::Validating);
-    order.upload.check(&(order.creds)())?;
+    let creds = (order.creds)();
+    order.upload.check(&creds)?;
     let (work_dir, spool_dir) = (work_dir(order.state_dir), spool_dir(order.state_dir));
     make_dir(&work_dir)?;
     make_dir(&spool_dir)?;
@@ -164,27 +172,101 @@ fn attempt(mut order: Order<'_>, cancel: &Cancel) -> Result<Outcome, PipelineErr
         progress: &report,
     };
     let prepared = prepare(order.driver.as_mut(), &context)?;
-    spool::check_plan(&spool_dir, order.limits, order.compression, prepared.size_hint_bytes)?;
-
-    reporter.enter(Step::Dumping);
-    let plan = stages::Plan {
-        compression: order.compression,
-        key: order.key.as_ref(),
-        limits: order.limits,
-        spool_dir: &spool_dir,
-        size_hint_bytes: prepared.size_hint_bytes,
+    let key = order.key.take();
+    let bench = Setup {
+        context: &context,
+        reporter: &reporter,
+        stages: stages::Plan {
+            compression: order.compression,
+            key: key.as_ref(),
+            limits: order.limits,
+            size_hint_bytes: prepared.size_hint_bytes,
+        },
     };
-    let (dumped, sealed) = stages::run(order.driver.as_mut(), &context, &plan, &reporter)?;
+    let made = match (order.places.clone(), creds.multipart) {
+        (Some(places), Some(multipart)) => {
+            in_parts(order, &bench, &places, multipart.part_size_bytes)?
+        }
+        _ => in_one(order, &bench, &spool_dir)?,
+    };
+    reporter.enter(Step::Verifying);
+    Ok(outcome(prepared, made))
+}
+
+/// What both ways to the store work with.
+struct Setup<'a> {
+    context: &'a Context<'a>,
+    reporter: &'a Reporter<'a>,
+    stages: stages::Plan<'a>,
+}
+
+/// An artifact that the store has, and the dump in it.
+struct Made {
+    object_key: String,
+    size_bytes: u64,
+    sha256: [u8; 32],
+    compression: Compression,
+    exact_version: Option<String>,
+    dumped: Dumped,
+}
+
+/// Completes the artifact here, then sends it by one PUT.
+fn in_one(
+    mut order: Order<'_>,
+    bench: &Setup<'_>,
+    spool_dir: &Path,
+) -> Result<Made, PipelineError> {
+    let Setup { context, reporter, stages } = bench;
+    let compression = order.compression;
+    spool::check_plan(spool_dir, order.limits, compression, stages.size_hint_bytes)?;
+    reporter.enter(Step::Dumping);
+    let spool = spool::Spool::new(order.limits, spool_dir);
+    let (dumped, sealed) =
+        stages::run(order.driver.as_mut(), context, stages, reporter, "spool", |pieces, used| {
+            stages::keep(spool, &pieces, &used)
+        })?;
     let exact_version = order.driver.dumped_version();
     // The driver's connections, passwords and snapshots are not needed any more.
     drop(order.driver);
 
     reporter.enter(Step::Uploading);
     let creds = (order.creds)();
-    order.upload.put(&creds, &sealed, order.deadline, cancel, &report)?;
+    order.upload.put(&creds, &sealed, order.deadline, context.cancel, context.progress)?;
+    let (object_key, size_bytes, sha256) = (creds.object_key, sealed.len(), sealed.sha256());
+    Ok(Made { object_key, size_bytes, sha256, compression, exact_version, dumped })
+}
 
-    reporter.enter(Step::Verifying);
-    Ok(outcome(order.compression, creds.object_key, prepared, exact_version, dumped, &sealed))
+/// Sends the artifact while it is made. It becomes an object only after the dump has ended well.
+fn in_parts(
+    mut order: Order<'_>,
+    bench: &Setup<'_>,
+    places: &Places,
+    part_size_bytes: u64,
+) -> Result<Made, PipelineError> {
+    let Setup { context, reporter, stages } = bench;
+    let compression = order.compression;
+    let least = spool::least_size(compression, stages.size_hint_bytes.unwrap_or(0));
+    let plan = PartPlan::new(part_size_bytes)
+        .and_then(|plan| plan.check_size(least).map(|()| plan))
+        .map_err(UploadError::from)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let compressor = compress::memory_bytes(compression, order.limits.compress_threads);
+    let workers = plan.workers(cores, compressor);
+    reporter.enter(Step::Dumping);
+    let sender = upload::Sender::new(order.upload, order.deadline, context.cancel);
+    let (dumped, parts) =
+        stages::run(order.driver.as_mut(), context, stages, reporter, "parts", |pieces, used| {
+            upload::multipart::stream(&sender, places, plan, workers, pieces, used)
+        })?;
+    let exact_version = order.driver.dumped_version();
+    drop(order.driver);
+
+    reporter.enter(Step::Uploading);
+    let creds = (order.creds)();
+    let multipart = creds.multipart.ok_or(PipelineError::Broken)?;
+    let stored = upload::multipart::complete(&sender, &multipart, parts)?;
+    let (object_key, size_bytes, sha256) = (creds.object_key, stored.size_bytes, stored.sha256);
+    Ok(Made { object_key, size_bytes, sha256, compression, exact_version, dumped })
 }
 
 fn prepare(driver: &mut dyn Driver, context: &Context<'_>) -> Result<Prepared, PipelineError> {
@@ -193,23 +275,16 @@ fn prepare(driver: &mut dyn Driver, context: &Context<'_>) -> Result<Prepared, P
         .map_err(PipelineError::Driver)
 }
 
-fn outcome(
-    compression: Compression,
-    object_key: String,
-    prepared: Prepared,
-    exact_version: Option<String>,
-    dumped: Dumped,
-    sealed: &Sealed,
-) -> Outcome {
+fn outcome(prepared: Prepared, made: Made) -> Outcome {
     let mut warnings = prepared.warnings;
-    warnings.extend(dumped.warnings);
+    warnings.extend(made.dumped.warnings);
     Outcome {
-        object_key,
-        size_bytes: sealed.len(),
-        sha256: sealed.sha256(),
-        compression,
-        engine_version: exact_version.unwrap_or(prepared.engine_version),
-        dump_bytes: dumped.bytes,
+        object_key: made.object_key,
+        size_bytes: made.size_bytes,
+        sha256: made.sha256,
+        compression: made.compression,
+        engine_version: made.exact_version.unwrap_or(prepared.engine_version),
+        dump_bytes: made.dumped.bytes,
         warnings,
     }
 }
@@ -222,6 +297,10 @@ fn make_dir(path: &Path) -> Result<(), PipelineError> {
         .map_err(|source| PipelineError::Spool(SpoolError::Io { dir: path.to_owned(), source }))
 }
 
+#[cfg(test)]
+mod parts_store;
+#[cfg(test)]
+mod parts_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

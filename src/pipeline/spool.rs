@@ -79,7 +79,7 @@ impl<'a> Spool<'a> {
     pub(super) fn finish(self) -> Sealed {
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(self.context.finish().as_ref());
-        Sealed { body: self.body, bytes: self.bytes, sha256 }
+        Sealed { body: self.body, bytes: self.bytes, sha256, before: Context::new(&SHA256) }
     }
 
     fn write(&mut self, piece: &[u8]) -> Result<(), SpoolError> {
@@ -111,9 +111,36 @@ pub struct Sealed {
     body: Body,
     bytes: u64,
     sha256: [u8; 32],
+    /// The hash of what comes before it in the artifact.
+    before: Context,
 }
 
 impl Sealed {
+    /// A part of an artifact: `sha256` is that of the artifact up to its end.
+    pub(super) fn part(bytes: Vec<u8>, before: Context, sha256: [u8; 32]) -> Self {
+        Self { bytes: bytes.len() as u64, body: Body::Memory(vec![bytes]), sha256, before }
+    }
+
+    /// Bytes on their own.
+    pub(super) fn of(bytes: Vec<u8>) -> Self {
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(ring::digest::digest(&SHA256, &bytes).as_ref());
+        Self::part(bytes, Context::new(&SHA256), sha256)
+    }
+
+    /// The hash to go on from over these bytes.
+    pub(super) fn before(&self) -> Context {
+        self.before.clone()
+    }
+
+    /// The buffer it was made from, if that is what it was.
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        match self.body {
+            Body::Memory(mut pieces) => pieces.pop().unwrap_or_default(),
+            Body::File(_) => Vec::new(),
+        }
+    }
+
     /// Its size.
     pub fn len(&self) -> u64 {
         self.bytes
@@ -124,7 +151,7 @@ impl Sealed {
         self.bytes == 0
     }
 
-    /// SHA-256 over all of it.
+    /// SHA-256 over all of it, for a part with everything before it.
     pub fn sha256(&self) -> [u8; 32] {
         self.sha256
     }
@@ -137,7 +164,7 @@ impl Sealed {
     /// An artifact in memory that claims this hash.
     #[cfg(test)]
     pub(super) fn claiming(bytes: Vec<u8>, sha256: [u8; 32]) -> Self {
-        Self { bytes: bytes.len() as u64, body: Body::Memory(vec![bytes]), sha256 }
+        Self::part(bytes, Context::new(&SHA256), sha256)
     }
 
     /// Reads it from its start; as often as needed.
@@ -204,7 +231,7 @@ pub(super) fn check_plan(
 /// The least that an artifact can have when the database has `hint` bytes. Hints count indexes and free
 /// pages, which a logical dump leaves out, and a wrong refusal is worse than a late one: only what is
 /// certain counts here, everything else shows while spooling.
-fn least_size(compression: Compression, hint: u64) -> u64 {
+pub(super) fn least_size(compression: Compression, hint: u64) -> u64 {
     match compression {
         Compression::None => hint / 2,
         Compression::Zstd | Compression::Gzip => hint / 100,

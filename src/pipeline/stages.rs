@@ -2,7 +2,6 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use crossbeam_channel::Receiver;
@@ -11,7 +10,7 @@ use super::buffers::{CHUNK_BYTES, ChunkWriter, Giver, NeighbourGone, Piece, piec
 use super::compress::{self, FrameWriter};
 use super::report::Reporter;
 use super::spool::{Sealed, Spool};
-use super::{PipelineError, SpoolError, seal};
+use super::{PipelineError, SpoolError, UploadError, seal};
 use crate::artifact::{DataKey, HEAD_BYTES, SEALED_CAPACITY, SealError};
 use crate::config::PipelineLimits;
 use crate::drivers::{Context, Driver, DriverError, Dumped};
@@ -23,7 +22,6 @@ pub(super) struct Plan<'a> {
     pub(super) compression: Compression,
     pub(super) key: Option<&'a DataKey>,
     pub(super) limits: &'a PipelineLimits,
-    pub(super) spool_dir: &'a Path,
     pub(super) size_hint_bytes: Option<u64>,
 }
 
@@ -38,17 +36,22 @@ pub(super) enum StageError {
     Seal(SealError),
     /// Memory, disk or size.
     Spool(SpoolError),
+    /// A part did not reach the store.
+    Upload(UploadError),
     /// A defect.
     Panicked(&'static str),
 }
 
-/// Runs the driver on this thread and the stages behind it on their own, until the artifact is complete.
-pub(super) fn run(
+/// Runs the driver on this thread and the stages behind it on their own, until the last of them, called `name`, has
+/// stored the whole artifact.
+pub(super) fn run<T: Send>(
     driver: &mut dyn Driver,
     context: &Context<'_>,
     plan: &Plan<'_>,
     reporter: &Reporter<'_>,
-) -> Result<(Dumped, Sealed), PipelineError> {
+    name: &'static str,
+    last: impl FnOnce(Receiver<Piece>, Giver) -> Result<T, StageError> + Send,
+) -> Result<(Dumped, T), PipelineError> {
     std::thread::scope(|scope| {
         let cancel = context.cancel;
         let head = if plan.key.is_some() { HEAD_BYTES } else { 0 };
@@ -69,8 +72,7 @@ pub(super) fn run(
             }
             None => (None, frames_out),
         };
-        let spool = Spool::new(plan.limits, plan.spool_dir);
-        let store = spawn(scope, "spool", cancel, move || keep(spool, &sealed_out, &frame_giver))?;
+        let store = spawn(scope, name, cancel, move || last(sealed_out, frame_giver))?;
         let writer = ChunkWriter::new(chunk_taker, chunks_in, reporter, plan.size_hint_bytes);
         let dumped = dump(driver, context, writer);
         if dumped.is_err() {
@@ -79,7 +81,7 @@ pub(super) fn run(
         // Joined all of them before anything is judged: nobody outlives the attempt.
         let compress = join(compress, "compress");
         let sealing = sealing.map_or(Ok(()), |handle| join(handle, "seal"));
-        let store = join(store, "spool");
+        let store = join(store, name);
         judge(dumped, [compress, sealing], store)
     })
 }
@@ -113,7 +115,7 @@ enum DumpEnd {
 }
 
 /// Hashes and keeps what arrives until the end.
-fn keep(
+pub(super) fn keep(
     mut spool: Spool<'_>,
     pieces: &Receiver<Piece>,
     used: &Giver,
@@ -158,13 +160,13 @@ fn join<T>(
 
 /// The artifact, or the error that came first in the way of the data: a stage that says nothing of its
 /// own only followed another one.
-fn judge(
+fn judge<T>(
     dumped: Result<Dumped, DumpEnd>,
     between: [Result<(), StageError>; 2],
-    store: Result<Sealed, StageError>,
-) -> Result<(Dumped, Sealed), PipelineError> {
+    store: Result<T, StageError>,
+) -> Result<(Dumped, T), PipelineError> {
     let (store, kept) = match store {
-        Ok(sealed) => (Ok(()), Some(sealed)),
+        Ok(stored) => (Ok(()), Some(stored)),
         Err(error) => (Err(error), None),
     };
     for result in [store].into_iter().chain(between) {
@@ -175,11 +177,12 @@ fn judge(
             }
             Err(StageError::Seal(error)) => return Err(PipelineError::Seal(error)),
             Err(StageError::Spool(error)) => return Err(PipelineError::Spool(error)),
+            Err(StageError::Upload(error)) => return Err(PipelineError::Upload(error)),
             Err(StageError::Panicked(stage)) => return Err(PipelineError::Panicked { stage }),
         }
     }
     match (dumped, kept) {
-        (Ok(dumped), Some(sealed)) => Ok((dumped, sealed)),
+        (Ok(dumped), Some(stored)) => Ok((dumped, stored)),
         (Err(DumpEnd::Driver(error)), _) => Err(PipelineError::Driver(error)),
         (Err(DumpEnd::Size { written, arrived }), _) => {
             Err(PipelineError::DumpSize { written, arrived })
@@ -212,15 +215,19 @@ mod tests {
     fn the_first_cause_is_reported() {
         let sink = || Err(DumpEnd::Driver(DriverError::Cancelled(Why::Sibling)));
         let full = || SpoolError::TooLarge { at_least: 1 };
-        let kept = Err(StageError::Spool(full()));
+        let kept: Result<Sealed, _> = Err(StageError::Spool(full()));
         let error = judge(sink(), [gone(), gone()], kept).unwrap_err();
         assert!(matches!(error, PipelineError::Spool(_)), "{error}");
         let sealing = Err(StageError::Seal(SealError::AfterShort));
-        let error = judge(sink(), [gone(), sealing], Err(StageError::NeighbourGone));
+        let error = judge::<Sealed>(sink(), [gone(), sealing], Err(StageError::NeighbourGone));
         assert!(matches!(error.unwrap_err(), PipelineError::Seal(_)));
-        let error = judge(sink(), [gone(), gone()], Err(StageError::NeighbourGone));
+        let error = judge::<Sealed>(sink(), [gone(), gone()], Err(StageError::NeighbourGone));
         assert!(matches!(error.unwrap_err(), PipelineError::Driver(_)));
-        let error = judge(Ok(Dumped::default()), [Ok(()), Ok(())], Err(StageError::NeighbourGone));
+        let error = judge::<Sealed>(
+            Ok(Dumped::default()),
+            [Ok(()), Ok(())],
+            Err(StageError::NeighbourGone),
+        );
         assert!(matches!(error.unwrap_err(), PipelineError::Broken));
     }
 }

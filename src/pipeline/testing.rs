@@ -128,7 +128,11 @@ impl Store {
     pub(super) fn creds(&self) -> UploadCreds {
         let scheme = if self.tls { "https" } else { "http" };
         let url = format!("{scheme}://{}/bucket/key?X-Amz-Signature={SECRET}", self.address);
-        UploadCreds { put_url: Secret::new(url), expires_at_ms: 0, object_key: "key".into() }
+        UploadCreds {
+            put_url: Secret::new(url),
+            object_key: "key".into(),
+            ..UploadCreds::default()
+        }
     }
 
     /// Waits until a request's head has arrived.
@@ -173,7 +177,7 @@ fn is_last(stream: &TcpStream, stopped: &Receiver<Never>) -> bool {
         && first == LAST
 }
 
-trait Conn: Read + Write {}
+pub(super) trait Conn: Read + Write {}
 impl<T: Read + Write> Conn for T {}
 
 fn perform(
@@ -245,7 +249,7 @@ fn flood(conn: &mut dyn Conn, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn read_head(conn: &mut dyn Conn, head: &mut String) -> io::Result<()> {
+pub(super) fn read_head(conn: &mut dyn Conn, head: &mut String) -> io::Result<()> {
     let mut byte = [0; 1];
     while !head.ends_with("\r\n\r\n") {
         conn.read_exact(&mut byte)?;
@@ -254,7 +258,7 @@ fn read_head(conn: &mut dyn Conn, head: &mut String) -> io::Result<()> {
     Ok(())
 }
 
-fn read_body(
+pub(super) fn read_body(
     conn: &mut dyn Conn,
     request: &mut Request,
     at_most: usize,
@@ -286,8 +290,11 @@ pub(super) fn quick() -> Timing {
         connect: Duration::from_secs(10),
         stall: Duration::from_secs(10),
         answer: Duration::from_secs(10),
+        part_urls: Duration::from_secs(10),
+        part_urls_again: Duration::from_secs(1),
         tries: Tries {
             max: 3,
+            max_part: 3,
             first_pause: Duration::from_millis(5),
             max_pause: Duration::from_millis(20),
             max_retry_after: Duration::from_millis(50),

@@ -19,20 +19,20 @@ use crate::thread::spawn;
 const KEY: [u8; 32] = [42; 32];
 
 /// One attempt's surroundings.
-struct Bench {
+pub(super) struct Bench {
     dir: TempDir,
-    limits: PipelineLimits,
+    pub(super) limits: PipelineLimits,
     policy: HostPolicy,
-    upload: Uploader,
-    compression: Compression,
-    encrypted: bool,
+    pub(super) upload: Uploader,
+    pub(super) compression: Compression,
+    pub(super) encrypted: bool,
     deadline: Option<Deadline>,
-    cancel: Cancel,
+    pub(super) cancel: Cancel,
     steps: Mutex<Vec<Progress>>,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let upload =
             Uploader::new(TlsSettings::default(), ProxySettings::default(), UrlPolicy::AllowHttp);
         Self {
@@ -48,7 +48,9 @@ impl Bench {
                 allow_paths: None,
                 allow_containers: None,
                 allow_checks: None,
+                allow_hooks: false,
                 pg_bin_dir: None,
+                mongo_bin_dir: None,
             },
             upload: upload.with_timing(quick()),
             compression: Compression::Zstd,
@@ -60,12 +62,22 @@ impl Bench {
     }
 
     fn run(&self, driver: Fake, creds: &UploadCreds) -> Result<Outcome, PipelineError> {
+        self.run_to(driver, creds, None)
+    }
+
+    pub(super) fn run_to(
+        &self,
+        driver: Fake,
+        creds: &UploadCreds,
+        places: Option<Places>,
+    ) -> Result<Outcome, PipelineError> {
         let progress = |progress: Progress| self.steps.lock().unwrap().push(progress);
         let result = back_up(Order {
             driver: Box::new(driver),
             compression: self.compression,
             key: self.encrypted.then(|| DataKey::from_bytes(&KEY).unwrap()),
             creds: &|| creds.clone(),
+            places,
             upload: &self.upload,
             policy: &self.policy,
             limits: &self.limits,
@@ -91,14 +103,14 @@ impl Bench {
         error
     }
 
-    fn steps(&self) -> Vec<Step> {
+    pub(super) fn steps(&self) -> Vec<Step> {
         let mut steps: Vec<_> = self.steps.lock().unwrap().iter().map(|p| p.step).collect();
         steps.dedup();
         steps
     }
 
     /// The dump inside what the store got.
-    fn undo(&self, artifact: &[u8]) -> Vec<u8> {
+    pub(super) fn undo(&self, artifact: &[u8]) -> Vec<u8> {
         let key = self.encrypted.then(|| DataKey::from_bytes(&KEY).unwrap());
         let mut dump = Vec::new();
         let done = decrypt(artifact, key.as_ref(), &mut dump, Options::default()).unwrap();
@@ -236,6 +248,7 @@ fn the_upload_takes_the_credentials_of_its_moment() {
         compression: Compression::Zstd,
         key: None,
         creds: &creds,
+        places: None,
         upload: &bench.upload,
         policy: &bench.policy,
         limits: &bench.limits,
@@ -359,6 +372,7 @@ fn a_state_directory_that_cannot_be_used() {
         compression: Compression::Zstd,
         key: None,
         creds: &|| store.creds(),
+        places: None,
         upload: &bench.upload,
         policy: &bench.policy,
         limits: &bench.limits,

@@ -166,9 +166,12 @@ impl Run {
         }
     }
 
-    /// When its upload URL expires; 0 = unknown.
+    /// When its upload URLs expire; 0 = unknown.
     pub fn expires_at_ms(&self) -> u64 {
-        self.creds.as_ref().map_or(0, |creds| creds.expires_at_ms)
+        self.creds.as_ref().map_or(0, |creds| match &creds.multipart {
+            Some(multipart) => multipart.expires_at_ms,
+            None => creds.expires_at_ms,
+        })
     }
 
     /// An attempt starts.
@@ -257,6 +260,7 @@ mod tests {
             put_url: Secret::new("https://s/o?sig"),
             expires_at_ms: 10_000,
             object_key: "o".into(),
+            ..UploadCreds::default()
         };
         Run::accept("r".into(), "j".into(), false, Some(creds), SecretBytes::new([1; 32]), 1_000)
     }

@@ -1,5 +1,8 @@
 //! Carries out one attempt of a run on its own thread and reports how it ended.
 //!
+//! Order: what can be known is checked, pre-hooks, the pipeline at its lowered priority, post-hooks, the report.
+//! Between the store's 2xx and the report only post-hooks lie, which no cancel turns into another outcome.
+//!
 //! A worker knows nothing of the link, the outbox or the table: it gets values and sends one [`Report`],
 //! also when it panics.
 
@@ -7,17 +10,19 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 
 use crossbeam_channel::Sender;
 
+use super::hooks::{self, Hooks, Stops};
 use super::state::{Run, Stored};
 use crate::artifact::DataKey;
 use crate::clock::{Deadline, unix_ms};
 use crate::config::{HostPolicy, PipelineLimits};
-use crate::drivers;
-use crate::model::{Compression, Job, Progress, Target, UploadCreds};
-use crate::pipeline::{self, PipelineError, Uploader};
+use crate::drivers::{self, Driver};
+use crate::model::{Compression, Job, Multipart, PartUrl, Progress, Target, UploadCreds};
+use crate::pipeline::upload::multipart::Ask;
+use crate::pipeline::{self, PipelineError, Places, Uploader};
 use crate::redact::clean;
 use crate::thread::{self, Cancel, Why};
 
@@ -47,25 +52,48 @@ pub struct Attempt {
     pub deadline: Option<Deadline>,
     /// The upload credentials of this moment.
     pub creds: CredsCell,
+    /// Ends the post-hooks of an attempt that was cancelled already.
+    pub hurry: Cancel,
 }
 
 /// Upload credentials that dispatch may replace while the attempt goes on.
 #[derive(Debug, Clone)]
-pub struct CredsCell(Arc<Mutex<UploadCreds>>);
+pub struct CredsCell {
+    creds: Arc<Mutex<UploadCreds>>,
+    /// Of an upload in parts.
+    places: Option<Places>,
+}
 
 impl CredsCell {
-    /// Holding these.
-    pub fn new(creds: UploadCreds) -> Self {
-        Self(Arc::new(Mutex::new(creds)))
+    /// Holding these; `ask` is how an upload in parts gets more URLs.
+    pub fn new(creds: UploadCreds, ask: impl FnOnce(&str) -> Ask) -> Self {
+        let of = |multipart: &Multipart| Places::new(multipart, ask(&multipart.upload_id));
+        let places = creds.multipart.as_ref().map(of);
+        Self { creds: Arc::new(Mutex::new(creds)), places }
     }
 
-    /// Replaces them; an upload under way goes on with the old ones.
-    pub fn set(&self, creds: UploadCreds) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = creds;
+    /// Replaces them, if the attempt can go on with these: one in parts cannot change its upload, and one by a single
+    /// PUT cannot become one in parts. A PUT under way goes on with the old ones. Whether they were taken.
+    pub fn set(&self, creds: UploadCreds) -> bool {
+        match (&self.places, &creds.multipart) {
+            (Some(places), Some(multipart)) if places.is_of(&multipart.upload_id) => {
+                places.renew(multipart);
+            }
+            (None, _) if !creds.put_url.is_empty() => {}
+            (Some(_), _) | (None, _) => return false,
+        }
+        *self.creds.lock().unwrap_or_else(PoisonError::into_inner) = creds;
+        true
+    }
+
+    /// Takes URLs for parts; false if they belong to another upload.
+    pub fn deliver(&self, upload_id: &str, parts: &[PartUrl], error: &str) -> bool {
+        let places = self.places.as_ref().filter(|places| places.is_of(upload_id));
+        places.inspect(|places| places.deliver(parts, error)).is_some()
     }
 
     fn get(&self) -> UploadCreds {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.creds.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -116,15 +144,46 @@ const MAX_URL_BYTES: usize = 16 << 10;
 /// Longest name of an object, in bytes; S3 takes 1,024. It is part of the result, which has to fit into a message.
 const MAX_OBJECT_KEY_BYTES: usize = 4 << 10;
 
+/// Longest name of a multipart upload, in bytes.
+const MAX_UPLOAD_ID_BYTES: usize = 2 << 10;
+
+/// Most part URLs at a time.
+const MAX_PART_URLS: usize = 256;
+
+/// Most bytes of the part URLs that come with a command.
+const MAX_PARTS_BYTES: usize = 64 << 10;
+
 /// Says what is wrong with the size of upload credentials: open runs stay in memory, a thousand at the most.
 pub fn check_size(creds: &UploadCreds) -> Result<(), String> {
+    let none = Multipart::default();
+    let multipart = creds.multipart.as_ref().unwrap_or(&none);
+    check_parts(&multipart.parts, MAX_PARTS_BYTES)?;
     for (what, size, limit) in [
         ("upload URL", creds.put_url.expose().len(), MAX_URL_BYTES),
         ("object key", creds.object_key.len(), MAX_OBJECT_KEY_BYTES),
+        ("upload id", multipart.upload_id.len(), MAX_UPLOAD_ID_BYTES),
+        ("complete URL", multipart.complete_url.expose().len(), MAX_URL_BYTES),
+        ("abort URL", multipart.abort_url.expose().len(), MAX_URL_BYTES),
     ] {
         if size > limit {
             return Err(format!("the {what} has {size} bytes, but at most {limit} are taken"));
         }
+    }
+    Ok(())
+}
+
+/// Says what is wrong with the size of URLs that came for an attempt under way; there are few of those.
+pub fn check_delivery(parts: &[PartUrl]) -> Result<(), String> {
+    check_parts(parts, 4 * MAX_PARTS_BYTES)
+}
+
+fn check_parts(parts: &[PartUrl], limit: usize) -> Result<(), String> {
+    let sizes = parts.iter().map(|part| part.url.expose().len());
+    if parts.len() > MAX_PART_URLS || sizes.sum::<usize>() > limit {
+        return Err(format!(
+            "there are URLs for {} parts, but at most {MAX_PART_URLS} with {limit} bytes together are taken",
+            parts.len()
+        ));
     }
     Ok(())
 }
@@ -138,11 +197,6 @@ impl Plan {
         let compression = Compression::parse(&job.compression).ok_or_else(|| {
             format!("unknown compression {:?}: expected zstd, gzip or none", job.compression)
         })?;
-        if !job.pre_hooks.is_empty() || !job.post_hooks.is_empty() {
-            return Err("this version does not run hooks, and a backup without its hooks may be \
-                        inconsistent; remove them from the job or update the agent"
-                .to_owned());
-        }
         let key = match run.data_key.expose() {
             [] if job.encryption_enabled => {
                 return Err(
@@ -155,7 +209,7 @@ impl Plan {
         let creds = run
             .creds
             .clone()
-            .filter(|creds| !creds.put_url.is_empty())
+            .filter(UploadCreds::lead_somewhere)
             .ok_or("the run came without an upload URL")?;
         check_size(&creds)?;
         Ok(Self { compression, key, creds })
@@ -175,19 +229,11 @@ pub fn start(
     reports: Sender<Report>,
 ) -> io::Result<JoinHandle<()>> {
     thread::spawn(name, move || {
-        if let Err(error) = thread::be_nice(workshop.limits.nice) {
-            log::warn!(
-                "failed to lower the priority of a backup: {error}; it runs at full priority"
-            );
-        }
         let run_id = attempt.run.run_id.clone();
         let result = catch_unwind(AssertUnwindSafe(|| {
             carry_out(&workshop, &attempt, &cancel, &on_progress)
         }));
-        let (outcome, warnings) = result.unwrap_or_else(|_| {
-            let error = "internal error: the run panicked; the agent's log has the details";
-            (AttemptOutcome::Failed { error: error.to_owned(), retry: false }, Vec::new())
-        });
+        let (outcome, warnings) = result.unwrap_or_else(|_| (panicked(), Vec::new()));
         if reports.send(Report { run_id: run_id.clone(), outcome, warnings }).is_err() {
             log::warn!("run {run_id} ended after dispatch; it is resumed at the next start");
         }
@@ -199,7 +245,7 @@ fn carry_out(
     attempt: &Attempt,
     cancel: &Cancel,
     on_progress: &OnProgress,
-) -> (AttemptOutcome, Vec<String>) {
+) -> Attempted {
     let run = &attempt.run;
     let permanent =
         |error: String| (AttemptOutcome::Failed { error: clean(&error), retry: false }, Vec::new());
@@ -211,6 +257,60 @@ fn carry_out(
         Ok(driver) => driver,
         Err(error) => return permanent(error.to_string()),
     };
+    if let Err(error) = hooks::check(&attempt.job, &workshop.policy) {
+        return permanent(error);
+    }
+    let stops = Stops { cancel, hurry: &attempt.hurry, deadline: attempt.deadline };
+    let mut hooks = Hooks::new(run, &attempt.job, workshop.limits.hook_timeout, stops);
+    let (outcome, mut warnings) = match hooks.before() {
+        Ok(()) => kindly(workshop.limits.nice, || {
+            back_up(workshop, attempt, plan, driver, cancel, on_progress)
+        }),
+        Err(outcome) => (outcome, Vec::new()),
+    };
+    warnings.extend(hooks.after(&outcome));
+    (outcome, warnings)
+}
+
+fn panicked() -> AttemptOutcome {
+    let error = "internal error: the run panicked; the agent's log has the details";
+    AttemptOutcome::Failed { error: error.to_owned(), retry: false }
+}
+
+type Attempted = (AttemptOutcome, Vec<String>);
+
+/// Does the work on a thread of its own, since a lowered priority cannot be raised again for what comes after.
+fn kindly(nice: u8, work: impl FnOnce() -> Attempted + Send) -> Attempted {
+    std::thread::scope(|scope| {
+        let name = std::thread::current().name().unwrap_or("run").to_owned();
+        let started =
+            Builder::new().name(name).stack_size(thread::STACK).spawn_scoped(scope, move || {
+                if let Err(error) = thread::be_nice(nice) {
+                    log::warn!(
+                        "failed to lower the priority of a backup: {error}; it runs at full priority"
+                    );
+                }
+                work()
+            });
+        match started {
+            Ok(thread) => thread.join().unwrap_or_else(|_| (panicked(), Vec::new())),
+            Err(error) => {
+                let error = format!("failed to start a thread: {error}");
+                (AttemptOutcome::Failed { error, retry: true }, Vec::new())
+            }
+        }
+    })
+}
+
+fn back_up(
+    workshop: &Workshop,
+    attempt: &Attempt,
+    plan: Plan,
+    driver: Box<dyn Driver + Send>,
+    cancel: &Cancel,
+    on_progress: &OnProgress,
+) -> Attempted {
+    let run = &attempt.run;
     let progress = |progress: Progress| on_progress(&run.run_id, &run.job_id, progress);
     let uploader = workshop.uploader.clone().limited(attempt.job.upload_bytes_per_sec);
     let result = pipeline::back_up(pipeline::Order {
@@ -218,6 +318,7 @@ fn carry_out(
         compression: plan.compression,
         key: plan.key,
         creds: &|| attempt.creds.get(),
+        places: attempt.creds.places.clone(),
         upload: &uploader,
         policy: &workshop.policy,
         limits: &workshop.limits,
@@ -253,8 +354,12 @@ mod tests {
     use crate::secret::{Secret, SecretBytes};
 
     fn run(key: &[u8], url: &str) -> Run {
-        let creds =
-            UploadCreds { put_url: Secret::new(url), expires_at_ms: 0, object_key: "o".into() };
+        let creds = UploadCreds {
+            put_url: Secret::new(url),
+            expires_at_ms: 0,
+            object_key: "o".into(),
+            ..UploadCreds::default()
+        };
         Run::accept("r".into(), "j".into(), false, Some(creds), SecretBytes::new(key), 0)
     }
 
@@ -278,7 +383,5 @@ mod tests {
         let mut named = good.clone();
         named.creds.as_mut().unwrap().object_key = "k".repeat(MAX_OBJECT_KEY_BYTES + 1);
         assert!(refused(&named, &job).contains("object key has 4097 bytes"));
-        let hooks = Job { pre_hooks: vec!["true".into()], ..Job::default() };
-        assert!(refused(&good, &hooks).contains("hooks"));
     }
 }

@@ -42,7 +42,12 @@ fn keyspaces(dir: &Path, database: &Path, marker: Option<&Marker>) -> Result<(),
     let root = database.join("keyspaces");
     for entry in list(&root)? {
         let number = entry.file_name().and_then(OsStr::to_str).map(str::parse::<u64>);
-        if entry.is_dir() && !matches!(number, Some(Ok(_))) {
+        // The engine takes every name but a plain file's for a number, and gives up on the process where it is none.
+        let kind = fs::symlink_metadata(&entry)
+            .map_err(|e| StoreError::unusable(&entry, "look at", e))?
+            .file_type();
+        let is_keyspace = kind.is_dir() && matches!(number, Some(Ok(_)));
+        if !is_keyspace && !kind.is_file() {
             return Err(StoreError::damaged(dir, format!("{} is not ours", entry.display())));
         }
     }
@@ -82,6 +87,9 @@ fn journals(dir: &Path, database: &Path, marked: bool) -> Result<(), StoreError>
                     "the last write before a crash was incomplete, it is dropped: {} ends at byte {end}",
                     path.display()
                 );
+                // The engine forgives one that was cut short, but not one with a hole in it.
+                journal::cut(path, end)
+                    .map_err(|e| StoreError::unusable(path, "cut the journal", e))?;
             }
             Verdict::Whole { end } => {
                 if i == newest && clean.is_some_and(|clean| clean != end) {
@@ -104,12 +112,14 @@ pub fn journal_files(database: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError>
     Ok(journals)
 }
 
-/// Where the newest journal ended when the store was closed last, if that was a clean close.
+/// Where the newest journal ended when the store was closed last, if that was a clean close and we may know.
 fn clean_end(dir: &Path) -> Result<Option<u64>, StoreError> {
     let path = dir.join(files::CLEAN);
     match fs::read_to_string(&path) {
         Ok(text) => Ok(text.trim().parse().ok()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            Ok(None)
+        }
         Err(e) => Err(StoreError::unusable(&path, "read", e)),
     }
 }

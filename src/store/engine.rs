@@ -89,6 +89,8 @@ pub enum Op {
 pub struct Engine {
     database: Database,
     keyspaces: Vec<(Space, Keyspace)>,
+    /// On disk, but not asked for: another version's, or the other half of the program's.
+    others: Vec<Keyspace>,
 }
 
 impl Engine {
@@ -118,7 +120,13 @@ impl Engine {
         for &space in spaces {
             keyspaces.push((space, database.keyspace(space.name(), options)?));
         }
-        Ok(Self { database, keyspaces })
+        let mut others = Vec::new();
+        for name in database.list_keyspace_names() {
+            if spaces.iter().all(|space| space.name() != &*name) {
+                others.push(database.keyspace(&name, options)?);
+            }
+        }
+        Ok(Self { database, keyspaces, others })
     }
 
     fn keyspace(&self, space: Space) -> Result<&Keyspace, EngineError> {
@@ -176,13 +184,15 @@ impl Engine {
     }
 
     /// Brings everything from the journal into tables, so that the journal may be emptied after the close.
-    /// Nobody may write meanwhile. False if it took too long, which leaves everything as it is.
+    /// That means everything: also what only the journal still has of spaces that were not asked for. Nobody may
+    /// write meanwhile. False if it took too long, which leaves everything as it is.
     pub fn drain(&self) -> Result<bool, EngineError> {
-        for (_, keyspace) in &self.keyspaces {
+        let all = || self.keyspaces.iter().map(|(_, keyspace)| keyspace).chain(&self.others);
+        for keyspace in all() {
             keyspace.rotate_memtable()?;
         }
         let start = Instant::now();
-        while self.keyspaces.iter().any(|(_, keyspace)| keyspace.sealed_memtable_count() > 0) {
+        while all().any(|keyspace| keyspace.sealed_memtable_count() > 0) {
             if start.elapsed() > DRAIN_TIMEOUT {
                 return Ok(false);
             }

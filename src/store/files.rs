@@ -36,6 +36,9 @@ pub const DATABASE: &str = "db";
 /// What will count, while it is made.
 pub const DATABASE_ASIDE: &str = "db.new";
 
+/// What shows that a directory is a store's, or the state directory that holds one and the keys beside it.
+const OURS: [&str; 6] = [MARKER, DATABASE, DATABASE_ASIDE, LOCK, "master.key", "control"];
+
 /// Room for a few thousand deletes, and for the tables that free the journal.
 pub const BALLAST_BYTES: u64 = 2 << 20;
 
@@ -58,12 +61,29 @@ pub fn prepare_dir(dir: &Path) -> Result<(), StoreError> {
         Ok(meta) => {
             let ours = meta.uid() == rustix::process::geteuid().as_raw();
             if ours && meta.mode() & 0o777 != 0o700 {
+                if !is_for_us(dir).map_err(unusable("list"))? {
+                    let what = "others may read it and it holds files that are not ours; name a directory of its own";
+                    return Err(StoreError::NotOurs { dir: dir.to_owned(), what });
+                }
                 fs::set_permissions(dir, Permissions::from_mode(0o700))
                     .map_err(unusable("make private"))?;
             }
             Ok(())
         }
     }
+}
+
+/// Whether a directory is empty or was used by us before. `/var/lib`, named by mistake, must not become private.
+fn is_for_us(dir: &Path) -> io::Result<bool> {
+    let mut empty = true;
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if OURS.iter().any(|ours| name == **ours) {
+            return Ok(true);
+        }
+        empty &= name == "lost+found";
+    }
+    Ok(empty)
 }
 
 /// How long a lock that is taken may still be let go of.

@@ -2,7 +2,9 @@
 //!
 //! The engine drops everything behind the first thing it does not understand, without a word, and trusts
 //! lengths far enough to run out of memory. Every commit of ours is synced before the next one starts, so a
-//! crash can leave **one** broken batch, at the end. Anything else is damage.
+//! crash can leave **one** broken batch, at the end. Anything else is damage, as far as it shows: where the whole
+//! end of the file is gone or zeroed, nothing here can tell how much stood there. For the agent's runs and results
+//! the high-water file can.
 //!
 //! ```text
 //! batch := 01 · u32 items · u64 seqno · item* · 03 · u64 xxh3 of the items · "FJL" 03        (little-endian)
@@ -18,6 +20,8 @@ use std::path::Path;
 use super::MAX_VALUE_BYTES;
 
 const TRAILER: &[u8; 4] = b"FJL\x03";
+/// The end of a batch and the start of the next. Sealed values are random, so it does not stand there by chance.
+const SEAM: &[u8; 5] = b"FJL\x03\x01";
 
 /// What a journal holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +113,10 @@ pub fn inspect(bytes: &[u8]) -> Verdict {
     }
     // A whole batch behind the broken place was written after it, so the broken place had been synced.
     let later = (0..rest.len()).any(|from| rest[from] == 1 && batch(&rest[from..]).is_some());
-    // The same holds for a length that no commit of ours has.
-    if later || absurd(rest) { Verdict::Damaged { at: end } } else { Verdict::Torn { end } }
+    // So does the seam between two batches, whatever became of them.
+    let seam = rest.windows(SEAM.len()).any(|bytes| bytes == SEAM);
+    // And a length that no commit of ours has.
+    if later || seam || absurd(rest) { Verdict::Damaged { at: end } } else { Verdict::Torn { end } }
 }
 
 struct Batch {
@@ -250,6 +256,16 @@ mod tests {
             torn.resize(bytes.len() + 100, 0);
             assert_eq!(inspect(&torn), Verdict::Torn { end: last as u64 }, "zeros from {cut}");
         }
+    }
+
+    #[test]
+    fn a_hole_in_the_last_batch_is_torn_and_in_the_last_two_is_damage() {
+        let (bytes, last) = three();
+        let mut hole = bytes.clone();
+        hole[last + 40..last + 60].fill(0);
+        assert_eq!(inspect(&hole), Verdict::Torn { end: last as u64 });
+        hole[last - 10] ^= 1;
+        assert!(matches!(inspect(&hole), Verdict::Damaged { at } if at < last as u64));
     }
 
     #[test]

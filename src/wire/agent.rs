@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::multipart::PartUrlsRequest;
 use super::{Ack, proto};
 use proto::envelope::Payload;
 
@@ -26,6 +27,8 @@ pub enum AgentMessage {
     RestoreUpdate(RestoreUpdate),
     /// Answer to a command.
     Ack(Ack),
+    /// A running upload needs URLs for more parts.
+    PartUrlsRequest(PartUrlsRequest),
     /// No payload, or one of another version.
     Unknown,
 }
@@ -244,6 +247,7 @@ impl AgentMessage {
             Self::Log(m) => Payload::Log(m.into_proto()),
             Self::RestoreUpdate(m) => Payload::RestoreUpdate(m.into_proto()),
             Self::Ack(m) => Payload::Ack(m.into_proto()),
+            Self::PartUrlsRequest(m) => Payload::PartUrlsRequest(m.into_proto()),
             Self::Unknown => return None,
         })
     }
@@ -263,6 +267,9 @@ impl AgentMessage {
             Some(Payload::Log(m)) => Self::Log(LogEvent::from_proto(m)),
             Some(Payload::RestoreUpdate(m)) => Self::RestoreUpdate(RestoreUpdate::from_proto(m)),
             Some(Payload::Ack(m)) => Self::Ack(Ack::from_proto(m)),
+            Some(Payload::PartUrlsRequest(m)) => {
+                Self::PartUrlsRequest(PartUrlsRequest::from_proto(m))
+            }
             Some(
                 Payload::RegisterAck(_)
                 | Payload::ConfigUpdate(_)
@@ -270,7 +277,8 @@ impl AgentMessage {
                 | Payload::CancelJob(_)
                 | Payload::RunHealthCheck(_)
                 | Payload::SelfUpdate(_)
-                | Payload::Ping(_),
+                | Payload::Ping(_)
+                | Payload::PartUrls(_),
             )
             | None => Self::Unknown,
         }

@@ -1,8 +1,8 @@
 //! What a message may hold, looked at before it is decoded.
 //!
 //! An empty item of a list takes two bytes on the wire and hundreds in memory, so that the 4 MiB of a message
-//! could become gigabytes. Only lists of messages grow like this: containers of a discovery report, and the
-//! targets, jobs and checks of a configuration.
+//! could become gigabytes. Only lists of messages grow like this: containers of a discovery report, the
+//! targets, jobs and checks of a configuration, and the parts of an upload.
 
 /// Items of the lists in one message.
 pub(super) const MAX_ITEMS: usize = 10_000;
@@ -10,20 +10,18 @@ pub(super) const MAX_ITEMS: usize = 10_000;
 /// Fields of all these items together.
 pub(super) const MAX_FIELDS: usize = 200_000;
 
-/// Payloads with lists, and the field of the payload that holds them (none: the payload does).
-const HOLDERS: [(u64, Option<u64>); 3] = [(12, None), (50, Some(2)), (51, Some(1))];
+/// Payloads with lists, and the fields in each other that lead to what holds them (none: the payload does).
+const HOLDERS: [(u64, &[u64]); 5] =
+    [(12, &[]), (50, &[2]), (51, &[1]), (52, &[4, 100]), (150, &[])];
 
 /// Whether an encoded envelope holds no more than fits. What is no protobuf at all is left to the decoder.
 pub(super) fn fits(envelope: &[u8]) -> bool {
     let (mut items, mut fields) = (0, 0);
     for (number, payload) in messages(envelope) {
-        let Some((_, within)) = HOLDERS.iter().find(|(holder, _)| *holder == number) else {
+        let Some((_, path)) = HOLDERS.iter().find(|(holder, _)| *holder == number) else {
             continue;
         };
-        // A field that stands there twice is merged, so that every one of them counts.
-        let holders = messages(payload).filter(|(number, _)| Some(*number) == *within);
-        let holders = holders.map(|(_, holder)| holder);
-        for holder in holders.chain(within.is_none().then_some(payload)) {
+        for holder in holders(payload, path) {
             for (_, item) in messages(holder) {
                 items += 1;
                 fields += Fields(item).take(MAX_FIELDS + 1).count();
@@ -34,6 +32,14 @@ pub(super) fn fits(envelope: &[u8]) -> bool {
         }
     }
     true
+}
+
+/// What the path leads to. A field that stands there twice is merged, so that every one of them counts.
+fn holders<'a>(payload: &'a [u8], path: &[u64]) -> Vec<&'a [u8]> {
+    path.iter().fold(vec![payload], |holders, step| {
+        let inside = |holder| messages(holder).filter(|(number, _)| number == step);
+        holders.into_iter().flat_map(inside).map(|(_, holder)| holder).collect()
+    })
 }
 
 /// The fields with a length.
@@ -91,7 +97,7 @@ mod tests {
     };
 
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
-        // Keys of two bytes would do for numbers below 16 as well.
+        // Keys of two bytes do for numbers below 16 as well.
         let key = u32::from(number) << 3 | 2;
         let mut out = vec![key as u8 | 0x80, (key >> 7) as u8];
         let mut length = bytes.len();
@@ -116,6 +122,9 @@ mod tests {
             // In halves, which the decoder would merge.
             field(51, &field(1, &jobs(MAX_ITEMS / 2 + 1)).repeat(2)),
             field(51, &field(1, &jobs(MAX_ITEMS / 2 + 1))).repeat(2),
+            field(52, &field(4, &field(100, &many))),
+            field(52, &field(4, &field(100, &jobs(MAX_ITEMS / 2 + 1))).repeat(2)),
+            field(150, &many),
             // Behind a group, in which the decoder ignores everything.
             [vec![0x0b, 0x0c], field(51, &field(1, &many))].concat(),
         ] {

@@ -8,6 +8,7 @@
 
 mod agent;
 mod bounds;
+mod multipart;
 mod server;
 
 use std::fmt;
@@ -18,6 +19,7 @@ pub use agent::{
     AgentMessage, AgentMetrics, BackupCompleted, Container, HealthResult, Heartbeat, JobStatus,
     JobUpdate, LogEvent, LogLevel, PortBinding, Register, RestoreUpdate,
 };
+pub use multipart::{PartUrls, PartUrlsRequest};
 pub use server::{
     RegisterAck, RunBackup, SelfUpdate, ServerMessage, config_from_bytes, config_to_bytes,
 };
@@ -36,6 +38,9 @@ pub const CONNECT_PATH: &str = "/v1/agents/connect";
 
 /// Capability: this agent understands confirmations of storage.
 pub const DURABLE_ACKS: &str = "durable_acks";
+
+/// Capability: this agent streams in parts where the credentials offer it.
+pub const MULTIPART: &str = "multipart";
 
 /// Prefix of the correlation id of such a confirmation: `seq-<n>`.
 pub const ACK_SEQ_PREFIX: &str = "seq-";

@@ -2,6 +2,7 @@
 
 use prost::Message as _;
 
+use super::multipart::{PartUrls, creds_from_proto, creds_into_proto};
 use super::{Ack, WireError, proto};
 use crate::model::{
     Advanced, AgentConfig, Check, CheckKind, Connection, Engine, Job, Maintenance, RetryPolicy,
@@ -38,6 +39,8 @@ pub enum ServerMessage {
     },
     /// A confirmation of storage.
     Ack(Ack),
+    /// URLs for more parts of a multipart upload.
+    PartUrls(PartUrls),
     /// No payload, or one of another version.
     Unknown,
 }
@@ -117,11 +120,7 @@ impl ServerMessage {
                 job_id: m.job_id,
                 run_id: m.run_id,
                 manual_trigger: m.manual_trigger,
-                upload_creds: m.upload_creds.map(|creds| proto::S3UploadCreds {
-                    presigned_put_url: creds.put_url.expose().to_owned(),
-                    expires_at_ms: creds.expires_at_ms,
-                    final_s3_key: creds.object_key,
-                }),
+                upload_creds: m.upload_creds.map(creds_into_proto),
                 encrypted_dek: m.encrypted_dek.expose().to_vec(),
             }),
             Self::CancelJob { job_id } => Payload::CancelJob(proto::CancelJob { job_id }),
@@ -137,6 +136,7 @@ impl ServerMessage {
             }),
             Self::Ping { ts_ms } => Payload::Ping(proto::Ping { ts_ms }),
             Self::Ack(m) => Payload::Ack(m.into_proto()),
+            Self::PartUrls(m) => Payload::PartUrls(m.into_proto()),
             Self::Unknown => return None,
         })
     }
@@ -155,11 +155,7 @@ impl ServerMessage {
                 job_id: m.job_id,
                 run_id: m.run_id,
                 manual_trigger: m.manual_trigger,
-                upload_creds: m.upload_creds.map(|creds| UploadCreds {
-                    put_url: Secret::new(creds.presigned_put_url),
-                    expires_at_ms: creds.expires_at_ms,
-                    object_key: creds.final_s3_key,
-                }),
+                upload_creds: m.upload_creds.map(creds_from_proto),
                 encrypted_dek: SecretBytes::new(m.encrypted_dek),
             }),
             Some(Payload::CancelJob(m)) => Self::CancelJob { job_id: m.job_id },
@@ -173,6 +169,7 @@ impl ServerMessage {
             }),
             Some(Payload::Ping(m)) => Self::Ping { ts_ms: m.ts_ms },
             Some(Payload::Ack(m)) => Self::Ack(Ack::from_proto(m)),
+            Some(Payload::PartUrls(m)) => Self::PartUrls(PartUrls::from_proto(m)),
             Some(
                 Payload::Register(_)
                 | Payload::Heartbeat(_)
@@ -181,7 +178,8 @@ impl ServerMessage {
                 | Payload::BackupCompleted(_)
                 | Payload::HealthResult(_)
                 | Payload::Log(_)
-                | Payload::RestoreUpdate(_),
+                | Payload::RestoreUpdate(_)
+                | Payload::PartUrlsRequest(_),
             )
             | None => Self::Unknown,
         }

@@ -1,7 +1,9 @@
 //! The numbers on the wire, round trips, and tolerance for what another version may send.
 
 use super::*;
-use crate::model::{AgentConfig, Engine, Job, RetryPolicy, Target, UploadCreds, Way};
+use crate::model::{
+    AgentConfig, Engine, Job, Multipart, PartUrl, RetryPolicy, Target, UploadCreds, Way,
+};
 use crate::secret::{Secret, SecretBytes};
 
 fn completed() -> AgentMessage {
@@ -47,6 +49,74 @@ fn payload_numbers_are_those_of_the_contract() {
     assert_eq!(server(ServerMessage::RunHealthCheck { check_id: "c".into() }), 54);
     assert_eq!(server(ServerMessage::SelfUpdate(SelfUpdate::default())), 56);
     assert_eq!(server(ServerMessage::Ping { ts_ms: 1 }), 57);
+    assert_eq!(agent(AgentMessage::PartUrlsRequest(PartUrlsRequest::default())), 101);
+    assert_eq!(server(ServerMessage::PartUrls(PartUrls::default())), 150);
+}
+
+fn multipart() -> Multipart {
+    let part = |number| PartUrl {
+        number,
+        url: Secret::new(format!("https://h/o?partNumber={number}&Amz")),
+    };
+    Multipart {
+        upload_id: "u".into(),
+        part_size_bytes: 8 << 20,
+        parts: vec![part(1), part(2)],
+        complete_url: Secret::new("https://h/o?c&Amz"),
+        abort_url: Secret::new("https://h/o?a&Amz"),
+        expires_at_ms: 5,
+    }
+}
+
+#[test]
+fn a_multipart_upload_survives_the_round_trip_and_shows_no_secret() {
+    let creds = UploadCreds { multipart: Some(multipart()), ..UploadCreds::default() };
+    let run = RunBackup { upload_creds: Some(creds), ..RunBackup::default() };
+    let answer = PartUrls {
+        run_id: "r".into(),
+        upload_id: "u".into(),
+        parts: multipart().parts,
+        error: "e".into(),
+    };
+    for message in [ServerMessage::RunBackup(run), ServerMessage::PartUrls(answer)] {
+        assert!(!format!("{message:?}").contains("Amz"), "{message:?}");
+        let bytes = encode_server(Header::default(), message.clone());
+        assert_eq!(decode_server(&bytes).unwrap().1, message);
+    }
+    let request = AgentMessage::PartUrlsRequest(PartUrlsRequest {
+        run_id: "r".into(),
+        upload_id: "u".into(),
+        first_part: 3,
+        count: 4,
+    });
+    let bytes = encode_agent(Header::default(), request.clone());
+    assert_eq!(decode_agent(&bytes).unwrap().1, request);
+}
+
+#[test]
+fn the_numbers_of_a_multipart_upload() {
+    let creds = UploadCreds { multipart: Some(multipart()), ..UploadCreds::default() };
+    let run = RunBackup { upload_creds: Some(creds), ..RunBackup::default() };
+    let bytes = encode_server(Header::default(), ServerMessage::RunBackup(run));
+    let url = |text: &[u8], field: u8| [&[field << 3 | 2, text.len() as u8], text].concat();
+    let part = |number: u8| {
+        let text = format!("https://h/o?partNumber={number}&Amz");
+        let inside = [vec![1 << 3, number], url(text.as_bytes(), 2)].concat();
+        url(&inside, 3)
+    };
+    let expected = [
+        url(b"u", 1),
+        vec![2 << 3, 0x80, 0x80, 0x80, 0x04],
+        part(1),
+        part(2),
+        url(b"https://h/o?c&Amz", 4),
+        url(b"https://h/o?a&Amz", 5),
+        vec![6 << 3, 5],
+    ]
+    .concat();
+    // Key of field 100 and one byte of length.
+    let at = bytes.windows(2).position(|two| two == [0xa2, 0x06]).unwrap();
+    assert_eq!(bytes[at + 3..], expected);
 }
 
 #[test]
@@ -111,6 +181,7 @@ fn secrets_do_not_show_in_debug_output() {
             put_url: Secret::new("https://h/o?X-Amz-Signature=abc"),
             expires_at_ms: 0,
             object_key: "o".into(),
+            ..UploadCreds::default()
         }),
         encrypted_dek: SecretBytes::new([7; 32]),
         ..Default::default()

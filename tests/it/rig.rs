@@ -32,7 +32,9 @@ impl Rig {
                 allow_paths: None,
                 allow_containers: None,
                 allow_checks: None,
+                allow_hooks: false,
                 pg_bin_dir: None,
+                mongo_bin_dir: None,
             },
             limits: PipelineLimits {
                 min_free_bytes: 1 << 20,

@@ -11,6 +11,7 @@ use crate::config::{MIN_RATE, parse_rate};
 use crate::control::keep::Rule;
 use crate::control::schedule::{CronLine, Schedule};
 use crate::model::{Compression, Connection, Engine, RetryPolicy, Target, Way};
+use crate::runs::hooks::check_list;
 use crate::secret::Secret;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
@@ -60,6 +61,8 @@ fn backup(section: Section<'_, '_>, name: Option<String>) -> Option<Backup> {
     let timeout = length(&section, "timeout", Duration::from_secs(1)..=EVERY_MAX);
     let retry = retry(&section);
     let upload_bytes_per_sec = upload_limit(&section);
+    let pre_hooks = hook_list(&section, "pre_hooks", "pre");
+    let post_hooks = hook_list(&section, "post_hooks", "post");
     section.finish(&ELSEWHERE);
     let (engine, connection) = target?;
     let name = name?;
@@ -72,6 +75,8 @@ fn backup(section: Section<'_, '_>, name: Option<String>) -> Option<Backup> {
         timeout: timeout.map_or(DEFAULT_TIMEOUT, |at| at.value),
         retry,
         upload_bytes_per_sec,
+        pre_hooks,
+        post_hooks,
     })
 }
 
@@ -287,6 +292,16 @@ fn upload_limit(section: &Section<'_, '_>) -> u64 {
         );
         0
     })
+}
+
+fn hook_list(section: &Section<'_, '_>, key: &'static str, kind: &str) -> Vec<String> {
+    let form = "a list of shell commands such as [\"systemctl stop shop\"]";
+    let commands = section.strings(key, form).unwrap_or_default();
+    let commands: Vec<String> = commands.into_iter().map(|at| at.value).collect();
+    if let (Err(problem), Some(place)) = (check_list(kind, &commands), section.place(key)) {
+        section.report().problem(&place, format_args!("`{key}`: {problem}"));
+    }
+    commands
 }
 
 /// What a backup without `retry` gets.

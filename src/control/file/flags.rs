@@ -100,11 +100,17 @@ fn toml_string(text: &str) -> String {
 /// A name for the database that a URL names: the file's stem, or the database.
 fn name_of(database: &str) -> String {
     let Ok((engine, connection)) = url::parse(database) else { return "database".to_owned() };
-    let name = if engine == Engine::Sqlite {
-        let stem = Path::new(&connection.database).file_stem();
-        stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
-    } else {
-        connection.database
+    let name = match engine {
+        Engine::Sqlite => {
+            let stem = Path::new(&connection.database).file_stem();
+            stem.map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+        }
+        // Its URL stays whole.
+        Engine::MongoDb => {
+            let path = connection.host.splitn(4, '/').nth(3).unwrap_or_default();
+            path.split('?').next().unwrap_or_default().to_owned()
+        }
+        _ => connection.database,
     };
     let fits = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
     let name: String = name.chars().map(fits).take(64).collect();

@@ -36,6 +36,8 @@
 //! | | `compression` | `zstd` | `zstd`, `gzip`, `none` |
 //! | | `timeout` | `12h` | of a run with all its attempts |
 //! | | `retry` | 3 attempts, `["30s", "2m"]` | `attempts`, `backoff` |
+//! | | `pre_hooks` | – | shell commands before the dump; one that fails fails the run |
+//! | | `post_hooks` | – | shell commands after it, whatever came of it; see [`crate::runs::hooks`] |
 //! | | `upload_limit` | – | `2MiB/s`: what its upload may take; at least 16 KiB/s |
 //!
 //! Keys at the top stand before the first `[table]`, as TOML wants it.
@@ -91,6 +93,10 @@ pub struct Backup {
     pub timeout: Duration,
     /// How failures that can pass are tried again.
     pub retry: RetryPolicy,
+    /// Commands before the dump.
+    pub pre_hooks: Vec<String>,
+    /// Commands after it.
+    pub post_hooks: Vec<String>,
     /// Bytes per second that its upload may take; 0 = as fast as it goes.
     pub upload_bytes_per_sec: u64,
 }
@@ -171,8 +177,8 @@ fn job(backup: &Backup) -> Job {
         retention_days: backup.keep.days.unwrap_or(0),
         compression: backup.compression.as_str().to_owned(),
         encryption_enabled: true,
-        pre_hooks: Vec::new(),
-        post_hooks: Vec::new(),
+        pre_hooks: backup.pre_hooks.clone(),
+        post_hooks: backup.post_hooks.clone(),
         retry: backup.retry.clone(),
         upload_bytes_per_sec: backup.upload_bytes_per_sec,
         timeout_sec: u32::try_from(backup.timeout.as_secs()).unwrap_or(u32::MAX),

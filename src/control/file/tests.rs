@@ -241,6 +241,12 @@ fn flags_mean_what_a_file_would() {
     assert_eq!(settings.state_dir, Path::new(STATE_DIR));
     assert!(settings.warnings.is_empty());
     assert_eq!(parse(&flags.as_file()).unwrap(), settings);
+    for (database, name) in
+        [("mongodb://u@a:1,b/shop?tls=true", "shop"), ("mongodb+srv://c0.example.net", "database")]
+    {
+        let flags = Flags { database: database.into(), ..flags.clone() };
+        assert_eq!(Settings::from_flags(&flags).unwrap().backups[0].name, name);
+    }
 }
 
 #[test]
@@ -270,4 +276,24 @@ fn files_that_cannot_be_read() {
     assert!(load(&path).unwrap_err()[0].message.contains("larger than 1 MiB"));
     std::fs::write(&path, GOOD).unwrap();
     assert!(load(&path).is_ok());
+}
+
+#[test]
+fn hooks_are_lists_of_bounded_commands() {
+    let with = |line: &str| format!("{}\n{line}\n", with_paths("/s", "/b", "/k").trim_end());
+    let good =
+        parse(&with("pre_hooks = [\"systemctl stop shop\"]\npost_hooks = [\"a\", \"b\"]")).unwrap();
+    let job = good.agent_config(1).jobs.pop().unwrap();
+    assert_eq!(job.pre_hooks, ["systemctl stop shop"]);
+    assert_eq!(job.post_hooks, ["a", "b"]);
+    for (bad, why) in [
+        ("pre_hooks = \"true\"".to_owned(), "pre_hooks"),
+        ("post_hooks = [7]".to_owned(), "post_hooks"),
+        ("post_hooks = [\"\"]".to_owned(), "post-hook 1 is empty"),
+        (format!("pre_hooks = [{}]", "\"a\", ".repeat(17)), "17 pre-hooks"),
+        (format!("pre_hooks = [\"{}\"]", "a".repeat(4097)), "4097 bytes"),
+    ] {
+        let found = problems(&with(&bad));
+        assert!(found.iter().any(|(_, text)| text.contains(why)), "{bad}: {found:?}");
+    }
 }

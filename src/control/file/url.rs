@@ -9,6 +9,9 @@
 //! | `host` | a socket instead of a host in the URL: libpq's directory, or the path of another engine's socket |
 //! | `socket` | the same under MySQL's name |
 //!
+//! `mongodb://` and `mongodb+srv://` keep their own options (`authSource`, `replicaSet`, `tls` …) and may name several
+//! hosts; the driver reads them. User and password are taken out of them. `rediss://` is Redis over TLS.
+//!
 //! `sqlite:///srv/app.db` names a file by its absolute path. Messages never repeat the URL: it may carry a password.
 
 use std::fmt;
@@ -46,6 +49,8 @@ pub enum UrlError {
     Option(String),
     /// An option with a value that it cannot have.
     OptionValue(&'static str, &'static str),
+    /// A mongodb+srv URL with more than one name.
+    Srv,
     /// Longer than any real URL.
     TooLong,
 }
@@ -73,6 +78,7 @@ impl fmt::Display for UrlError {
                 "the URL has an unknown option {name:?}; known are sslmode, sslrootcert, host and socket"
             ),
             Self::OptionValue(name, form) => write!(f, "the URL's option {name} must be {form}"),
+            Self::Srv => f.write_str("a mongodb+srv URL names one host and no port"),
             Self::TooLong => write!(f, "the URL is longer than {TEXT_MAX} characters"),
         }
     }
@@ -93,15 +99,24 @@ pub fn parse(text: &str) -> Result<(Engine, Connection), UrlError> {
         "postgres" | "postgresql" => Engine::PostgreSql,
         "mysql" => Engine::MySql,
         "mariadb" => Engine::MariaDb,
-        "mongodb" => Engine::MongoDb,
-        "redis" | "valkey" => Engine::Redis,
+        "mongodb" | "mongodb+srv" => Engine::MongoDb,
+        "redis" | "valkey" | "rediss" | "valkeys" => Engine::Redis,
         "sqlite" | "sqlite3" => Engine::Sqlite,
         _ => return Err(UrlError::Scheme),
     };
     if engine == Engine::Sqlite {
         return Ok((engine, sqlite(rest)?));
     }
-    Ok((engine, server(engine, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?))
+    if engine == Engine::MongoDb {
+        return Ok((engine, mongodb(scheme, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?));
+    }
+    let mut connection = server(engine, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?;
+    if matches!(scheme.to_ascii_lowercase().as_str(), "rediss" | "valkeys")
+        && connection.tls_mode.is_empty()
+    {
+        connection.tls_mode = "verify-full".to_owned();
+    }
+    Ok((engine, connection))
 }
 
 fn sqlite(rest: &str) -> Result<Connection, UrlError> {
@@ -120,6 +135,34 @@ fn sqlite(rest: &str) -> Result<Connection, UrlError> {
         return Err(UrlError::SqlitePath);
     }
     Ok(Connection { database, ..Connection::default() })
+}
+
+/// The URI goes on as the host, but for what must not be written anywhere.
+fn mongodb(scheme: &str, rest: &str) -> Result<Connection, UrlError> {
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let (login, places) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (username, password) = login.split_once(':').unwrap_or((login, ""));
+    if places.is_empty() {
+        return Err(UrlError::NoHost);
+    }
+    let srv = scheme.eq_ignore_ascii_case("mongodb+srv");
+    for place in places.split(',') {
+        let (host, port) = host_and_port(place)?;
+        if host.is_empty() {
+            return Err(UrlError::Host);
+        }
+        if srv && (port != 0 || places.contains(',')) {
+            return Err(UrlError::Srv);
+        }
+    }
+    decode(path)?;
+    Ok(Connection {
+        host: format!("{}://{places}{path}", scheme.to_ascii_lowercase()),
+        username: decode(username)?,
+        password_ref: Secret::new(decode(password)?),
+        ..Connection::default()
+    })
 }
 
 fn server(engine: Engine, rest: &str) -> Result<Connection, UrlError> {
@@ -255,6 +298,8 @@ mod tests {
         assert_eq!((c.host.as_str(), c.way), ("/run/postgresql", Way::UnixSocket));
         let (engine, c) = parse("mysql://root@/shop?socket=/run/mysqld/mysqld.sock").unwrap();
         assert_eq!((engine, c.way), (Engine::MySql, Way::UnixSocket));
+        let (engine, c) = parse("redis://backup@?host=/run/redis/redis.sock").unwrap();
+        assert_eq!((engine, c.way, c.database.as_str()), (Engine::Redis, Way::UnixSocket, ""));
     }
 
     #[test]
@@ -262,8 +307,32 @@ mod tests {
         let (engine, c) = parse("sqlite:///srv/my%20app.db").unwrap();
         assert_eq!((engine, c.database.as_str()), (Engine::Sqlite, "/srv/my app.db"));
         assert_eq!(parse("redis://:pw@localhost").unwrap().0, Engine::Redis);
-        assert_eq!(parse("mongodb://localhost/x").unwrap().0, Engine::MongoDb);
+        let (engine, c) = parse("rediss://localhost").unwrap();
+        assert_eq!((engine, c.tls_mode.as_str()), (Engine::Redis, "verify-full"));
         assert_eq!(parse("mariadb://u@localhost/x").unwrap().0, Engine::MariaDb);
+    }
+
+    #[test]
+    fn a_mongodb_url_stays_one_without_its_login() {
+        let url = "mongodb://ba%40ck:p%3Ass@a:27018,[::1]/shop?replicaSet=rs0&authSource=admin";
+        let (engine, c) = parse(url).unwrap();
+        assert_eq!(engine, Engine::MongoDb);
+        assert_eq!(c.host, "mongodb://a:27018,[::1]/shop?replicaSet=rs0&authSource=admin");
+        assert_eq!((c.username.as_str(), c.password_ref.expose()), ("ba@ck", "p:ss"));
+        assert_eq!((c.port, c.database.as_str(), c.way), (0, "", Way::Tcp));
+        let (_, c) = parse("MongoDB+SRV://u@cluster0.example.net").unwrap();
+        assert_eq!(c.host, "mongodb+srv://cluster0.example.net");
+        for (bad, error) in [
+            ("mongodb://u:hunter2@/x", UrlError::NoHost),
+            ("mongodb://u:hunter2@a,/x", UrlError::Host),
+            ("mongodb://u:hunter2@a:0/x", UrlError::Port),
+            ("mongodb+srv://u:hunter2@a:1/x", UrlError::Srv),
+            ("mongodb+srv://u:hunter2@a,b/x", UrlError::Srv),
+            ("mongodb://u:hunter2@a/%0A", UrlError::Escape),
+            ("mongodb:x", UrlError::Scheme),
+        ] {
+            assert_eq!(parse(bad), Err(error), "{bad}");
+        }
     }
 
     #[test]

@@ -317,6 +317,7 @@ impl Books {
             put_url: presigned.url,
             expires_at_ms: presigned.expires_at_ms,
             object_key: key.to_string(),
+            ..UploadCreds::default()
         };
         Ok(Order { creds, data_key: SecretBytes::new(data_key.expose()) })
     }

@@ -71,6 +71,8 @@ impl Plane {
             | AgentMessage::HealthResult(_)
             | AgentMessage::RestoreUpdate(_)
             | AgentMessage::Register(_)
+            // It creates no multipart uploads.
+            | AgentMessage::PartUrlsRequest(_)
             | AgentMessage::Unknown => Ok(()),
         }
     }

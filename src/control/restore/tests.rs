@@ -101,7 +101,9 @@ impl World {
             allow_paths: None,
             allow_containers: None,
             allow_checks: None,
+            allow_hooks: false,
             pg_bin_dir: None,
+            mongo_bin_dir: None,
         };
         let work_dir = self.path("work");
         work(&Context {

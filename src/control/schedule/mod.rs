@@ -124,19 +124,6 @@ impl Schedule {
     pub fn started(&self, slot: Slot) -> Mark {
         Mark { schedule: self.to_string(), from_ms: slot.at_ms }
     }
-
-    /// The shortest time between two slots that a reader would expect, for "overdue" decisions: the interval,
-    /// or the gap between the cron slots around `now_ms`.
-    pub fn interval_at(&self, now_ms: u64) -> Option<Duration> {
-        match self {
-            Self::Every(interval) => Some(*interval),
-            Self::Cron(line) => {
-                let next = line.next_after(now_ms)?;
-                let then = line.next_after(next)?;
-                Some(Duration::from_millis(then - next))
-            }
-        }
-    }
 }
 
 impl fmt::Display for Schedule {

@@ -42,6 +42,5 @@ fn configured_run_and_asked_for() {
     assert!(rig.snapshot()["checks"].is_null());
     rig.say("gone", ServerMessage::RunHealthCheck { check_id: "a".into() });
     assert!(rig.next().starts_with("refused gone"));
-    rig.stop();
-    rig.join();
+    rig.expect_nothing();
 }

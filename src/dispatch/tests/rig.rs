@@ -58,7 +58,12 @@ pub(super) fn run_backup(run_id: &str, job_id: &str, put_url: Secret) -> RunBack
         job_id: job_id.into(),
         run_id: run_id.into(),
         manual_trigger: false,
-        upload_creds: Some(UploadCreds { put_url, expires_at_ms: 0, object_key: "o".into() }),
+        upload_creds: Some(UploadCreds {
+            put_url,
+            expires_at_ms: 0,
+            object_key: "o".into(),
+            ..UploadCreds::default()
+        }),
         encrypted_dek: SecretBytes::new([7; 32]),
     }
 }
@@ -81,6 +86,7 @@ pub(super) struct Rig {
 /// One process's worth.
 struct Life {
     outbox: Outbox,
+    slots: Slots,
     session: outbox::Session,
     events: Sender<link::Event>,
     log: Sender<Line>,
@@ -151,10 +157,11 @@ impl Rig {
         let (events, link_events) = bounded(64);
         let (log, log_lines) = bounded(64);
         let stop = Cancel::new().unwrap();
+        let slots = Slots::new();
         let (mut dispatch, queries, _) = Dispatch::open(Parts {
             store,
             outbox: outbox.clone(),
-            slots: Slots::new(),
+            slots: slots.clone(),
             workshop: Arc::new(self.workshop()),
             checks: crate::host::checks::Means {
                 policy: self.workshop().policy,
@@ -188,12 +195,14 @@ impl Rig {
         });
         let session = outbox.begin_session(true);
         let thread = Some(thread.unwrap());
-        self.life = Some(Life { outbox, session, events, log, stop, queries, crash, thread });
+        self.life =
+            Some(Life { outbox, slots, session, events, log, stop, queries, crash, thread });
     }
 
     fn workshop(&self) -> Workshop {
         let tries = Tries {
             max: 1,
+            max_part: 1,
             first_pause: Duration::ZERO,
             max_pause: Duration::ZERO,
             max_retry_after: Duration::ZERO,
@@ -208,7 +217,9 @@ impl Rig {
                 allow_paths: None,
                 allow_containers: None,
                 allow_checks: None,
+                allow_hooks: true,
                 pg_bin_dir: None,
+                mongo_bin_dir: None,
             },
             limits,
             state_dir: self.path().to_owned(),
@@ -361,6 +372,25 @@ impl Rig {
         self.life().queries.snapshot(LIMIT).expect("dispatch answers")
     }
 
+    /// What an upload in parts asks for, once it does.
+    pub(super) fn part_urls_request(&self) -> crate::wire::PartUrlsRequest {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            for message in self.life().slots.take(100) {
+                if let AgentMessage::PartUrlsRequest(request) = message {
+                    return request;
+                }
+            }
+            assert!(Instant::now() < deadline, "nothing is asked for");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Another session, which has seen nothing yet.
+    pub(super) fn new_session(&self) {
+        self.life().slots.begin_session();
+    }
+
     /// Waits until so many decisions wait for the store.
     pub(super) fn wait_for_unsaved(&self, count: u64) {
         let deadline = Instant::now() + LIMIT;
@@ -474,15 +504,22 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    /// Where it went, without the query.
+    /// Where it went, without the query, and how, if it is no PUT.
     pub(super) fn path(&self) -> &str {
         &self.path
     }
 
     /// Answers and says how many bytes there were.
-    pub(super) fn answer(mut self, status: u16) -> u64 {
-        let answer =
-            format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    pub(super) fn answer(self, status: u16) -> u64 {
+        self.answer_with(status, "")
+    }
+
+    /// As a store does that takes parts.
+    pub(super) fn answer_with(mut self, status: u16, body: &str) -> u64 {
+        let answer = format!(
+            "HTTP/1.1 {status} X\r\nETag: \"e\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
         self.stream.write_all(answer.as_bytes()).unwrap();
         self.size
     }
@@ -539,8 +576,11 @@ fn receive(stream: TcpStream) -> Option<Upload> {
         let mut line = String::new();
         reader.read_line(&mut line).ok()?;
         let line = line.trim_end();
+        let method = |name| line.strip_prefix(name).map(|target| (name, target));
         if let Some(target) = line.strip_prefix("PUT ") {
             path = target.split(['?', ' ']).next()?.to_owned();
+        } else if let Some((name, target)) = method("POST ").or_else(|| method("DELETE ")) {
+            path = format!("{name}{}", target.split(['?', ' ']).next()?);
         } else if let Some(length) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
             size = length.parse().ok()?;
         } else if line.is_empty() {

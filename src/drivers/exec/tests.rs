@@ -121,6 +121,22 @@ fn zombie(pid: &str) -> bool {
 }
 
 #[test]
+fn a_tool_that_only_talks_is_stuck_where_its_output_counts() {
+    let script = "printf x; while :; do echo 'progress 0%' >&2; sleep 0.05; done";
+    let (cancel, stuck) = (Cancel::new().unwrap(), Duration::from_secs(3));
+    let mut out = Vec::new();
+    let result = run_by_output(&shell(script), stuck, &cancel, &mut |chunk| {
+        out.extend_from_slice(chunk);
+        Ok(())
+    });
+    assert!(matches!(result.unwrap_err(), ExecError::Stuck { .. }));
+    assert_eq!(out, b"x");
+    // While it gets on, it may talk as it likes.
+    let script = "for i in 1 2 3 4 5 6 7 8; do printf x; echo note >&2; sleep 0.1; done";
+    run_by_output(&shell(script), Duration::from_secs(20), &cancel, &mut |_| Ok(())).unwrap();
+}
+
+#[test]
 fn a_tool_that_closes_its_output_but_stays_is_stuck_too() {
     let (result, _) = run_shell("exec >&- 2>&-; sleep 600", Duration::from_millis(200));
     assert!(matches!(result.unwrap_err(), ExecError::Stuck { .. }));

@@ -104,7 +104,10 @@ impl Conninfo {
 }
 
 /// The CA file that may be used: from a control plane only one inside the secrets directory.
-pub(super) fn admit_ca(ca_file: &Path, policy: &HostPolicy) -> Result<PathBuf, DriverError> {
+pub(in crate::drivers) fn admit_ca(
+    ca_file: &Path,
+    policy: &HostPolicy,
+) -> Result<PathBuf, DriverError> {
     let real = match policy.trust {
         Trust::Local => Ok(ca_file.to_owned()),
         Trust::Remote => secrets::inside_secrets_dir(ca_file, policy),

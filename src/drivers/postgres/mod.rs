@@ -23,6 +23,7 @@ use std::time::Duration;
 
 pub use fault::PostgresFault;
 
+pub(super) use self::conninfo::admit_ca;
 use self::conninfo::{Conninfo, Place};
 use super::exec::{self, ExecError, Tool};
 use super::marks::StartMark;
@@ -82,7 +83,7 @@ impl Postgres {
     fn login(&self, cx: &Context<'_>) -> Result<Login, DriverError> {
         let mut info = self.info.clone();
         if let Some(ca) = &mut info.ca_file {
-            *ca = conninfo::admit_ca(ca, cx.policy)?;
+            *ca = admit_ca(ca, cx.policy)?;
         }
         let addresses = self.addresses(cx)?;
         let password = secrets::resolve(&self.password_ref, cx.policy)?;

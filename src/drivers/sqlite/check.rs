@@ -11,23 +11,26 @@ use std::path::Path;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded, select};
-use rusqlite::{Connection, OpenFlags, ffi};
+use rusqlite::{Connection, OpenFlags, Row, ffi};
 
 use super::SqliteFault;
 use super::inspect::MAGIC;
 use crate::thread::{Cancel, Never, STACK};
 
-/// Findings of `quick_check` about the content, not the structure.
-const CONTENT: [&str; 7] = [
-    "NULL value in ",
-    "CHECK constraint failed in ",
-    "non-",
-    "TEXT value in ",
-    "NUMERIC value in ",
-    "malformed inverted index for ",
-    "unable to validate the inverted index for ",
+/// Findings about the content, not the structure, by their beginning and a part of what follows.
+const CONTENT: [(&str, &str); 8] = [
+    ("NULL value in ", ""),
+    ("CHECK constraint failed in ", ""),
+    ("non-", " value in "),
+    ("TEXT value in ", ""),
+    ("NUMERIC value in ", ""),
+    ("malformed inverted index for ", ""),
+    ("unable to validate the inverted index for ", ""),
+    ("index ", " stores an imprecise floating-point value "),
 ];
 const SHOWN: usize = 3;
+/// Warnings about content in all; more are counted.
+const MAX_WARNINGS: usize = 10;
 /// Between two interrupts.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -91,16 +94,22 @@ pub(super) fn needs_the_application(error: &rusqlite::Error) -> bool {
 fn check_each_table(copy: &Connection, warnings: &mut Vec<String>) -> Result<(), SqliteFault> {
     let list = "SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0";
     let mut names = copy.prepare(list)?;
-    let names = names.query_map([], |row| row.get::<_, String>(0))?;
+    let names = names.query_map([], text)?;
     let (mut tables, mut skipped) = (0, 0);
+    let mut content = Vec::new();
     for name in names {
         tables += 1;
         let sql = format!("PRAGMA quick_check('{}')", name?.replace('\'', "''"));
         match findings(copy, &sql) {
-            Ok(found) => judge(found, warnings)?,
+            Ok(found) => judge(found, &mut content)?,
             Err(error) if needs_the_application(&error) => skipped += 1,
             Err(error) => return Err(error.into()),
         }
+    }
+    let more = content.len().saturating_sub(MAX_WARNINGS);
+    warnings.extend(content.into_iter().take(MAX_WARNINGS));
+    if more > 0 {
+        warnings.push(format!("the SQLite database breaks its own rules in {more} more places"));
     }
     warnings.push(format!(
         "{skipped} of {tables} tables were copied but not checked: they use functions, collations or modules \
@@ -112,19 +121,28 @@ fn check_each_table(copy: &Connection, warnings: &mut Vec<String>) -> Result<(),
 /// The findings; empty if all is well.
 pub(super) fn findings(copy: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
     let mut statement = copy.prepare(sql)?;
-    let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+    let rows = statement.query_map([], text)?;
     let all = rows.collect::<rusqlite::Result<Vec<_>>>()?;
     let lines = all.iter().flat_map(|row| row.lines());
     Ok(lines.filter(|line| *line != "ok").map(clean).collect())
+}
+
+/// A row's one text, whatever bytes its author put into it.
+pub(super) fn text(row: &Row<'_>) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?).into_owned())
 }
 
 fn clean(line: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
+fn is_content(line: &str) -> bool {
+    CONTENT.iter().any(|(start, part)| line.starts_with(start) && line.contains(part))
+}
+
 pub(super) fn judge(found: Vec<String>, warnings: &mut Vec<String>) -> Result<(), SqliteFault> {
     let (content, structure): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|line| CONTENT.iter().any(|start| line.starts_with(start)));
+        found.into_iter().partition(|line| is_content(line));
     if !structure.is_empty() {
         let shown: Vec<_> = structure.into_iter().take(SHOWN).collect();
         return Err(SqliteFault::Corrupt(shown.join("; ")));
@@ -177,5 +195,8 @@ mod tests {
         let bad = vec!["NULL value in t.a".into(), "Tree 2 page 2: btreeInitPage() error".into()];
         let fault = judge(bad, &mut warnings).unwrap_err();
         assert!(matches!(fault, SqliteFault::Corrupt(detail) if detail.starts_with("Tree 2")));
+        assert!(is_content("non-INT value in t.c"));
+        assert!(is_content("index i stores an imprecise floating-point value for row 7"));
+        assert!(!is_content("non-unique entry in index i"));
     }
 }

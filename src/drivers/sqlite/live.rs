@@ -4,18 +4,25 @@
 //! read transaction would make every writer wait, so the copy is first made step by step with no lock in
 //! between; a write by somebody else in such a gap makes SQLite start over. After [`MAX_RESTARTS`] of these
 //! the rest happens inside one read transaction after all: then writers wait, but the copy comes to an end
-//! however busy the database is.
+//! however busy the database is. (Readers wait too then, behind a writer that waits.)
+//!
+//! A WAL database whose last user closes it loses `-wal` and `-shm`, and SQLite would make new ones for us, owned by
+//! whoever we are: the application could be locked out. So the file is guarded first ([`guard`]).
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
-use super::inspect::Seen;
+use super::inspect::{self, Seen};
 use super::{SqliteFault, Stop, percent};
 use crate::clock::Deadline;
+use crate::drivers::workfile::with_suffix;
 use crate::drivers::{Context, DriverError, space};
 use crate::model::{Progress, Step};
 
@@ -33,11 +40,15 @@ pub(super) fn copy(
     cx: &Context<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<(), Stop> {
-    let source = open_source(real)?;
+    let mut patience = Patience::new(cx);
+    // Declared before the connection, so that it goes after it: closing a descriptor takes the locks of all.
+    let _guard = if seen.wal_mode { Some(guard(real, &mut patience)?) } else { None };
+    let source = open_source(real).map_err(doubtful)?;
     let mut target = open_target(snapshot)?;
     {
         let backup = Backup::new(&source, &mut target)?;
-        let mut copy = Copy { source: &source, backup, cx, patience: Patience::new(cx) };
+        let space = SourceSpace::new(real, cx)?;
+        let mut copy = Copy { source: &source, backup, cx, patience, space };
         if seen.wal_mode {
             copy.hold()?;
         }
@@ -45,6 +56,58 @@ pub(super) fn copy(
     }
     target.close().map_err(|(_, error)| error)?;
     Ok(())
+}
+
+/// Holds the lock that every connection to a WAL database holds, so that nobody counts as the last one and removes the
+/// companions; then makes sure that they are there. It hinders neither readers nor writers. SQLite's own lock of this
+/// process follows before anything could take ours away.
+fn guard(real: &Path, patience: &mut Patience<'_>) -> Result<File, Stop> {
+    let file = inspect::open(real).map_err(inspect::denied)?;
+    // Refused while somebody is just removing them, or keeps the database for himself. On a file system without locks
+    // SQLite will say what it thinks of that.
+    while let Err(Errno::AGAIN | Errno::ACCESS) =
+        rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockShared)
+    {
+        patience.wait()?;
+    }
+    let there = |suffix| with_suffix(real, suffix).symlink_metadata().is_ok();
+    if there("-wal") && there("-shm") { Ok(file) } else { Err(SqliteFault::Changing.into()) }
+}
+
+/// An error of the source's that the coming and going of its companions can bring about.
+fn doubtful(error: rusqlite::Error) -> Stop {
+    let passing = matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied)
+    );
+    match SqliteFault::from(error) {
+        fault @ SqliteFault::HotJournal => Stop::Fault(fault),
+        fault if passing => Stop::Doubtful(fault),
+        fault => Stop::Fault(fault),
+    }
+}
+
+/// Watches the file system of the database: while we read, its WAL cannot start over and grows with every write.
+struct SourceSpace<'a> {
+    dir: &'a Path,
+    floor: u64,
+}
+
+impl<'a> SourceSpace<'a> {
+    /// A file system that was nearly full before we came is not our doing; half of what was free must stay.
+    fn new(real: &'a Path, cx: &Context<'_>) -> Result<Self, DriverError> {
+        let dir = real.parent().unwrap_or(Path::new("/"));
+        let (free, reserve) = space::free_and_reserve(dir, cx.limits)?;
+        Ok(Self { dir, floor: reserve.min(free / 2) })
+    }
+
+    fn check(&self, cx: &Context<'_>) -> Result<(), DriverError> {
+        let (free, _) = space::free_and_reserve(self.dir, cx.limits)?;
+        if free >= self.floor {
+            return Ok(());
+        }
+        Err(DriverError::Space { path: self.dir.to_owned(), free, needed: self.floor })
+    }
 }
 
 fn open_source(real: &Path) -> Result<Connection, rusqlite::Error> {
@@ -69,6 +132,7 @@ struct Copy<'a> {
     backup: Backup<'a, 'a>,
     cx: &'a Context<'a>,
     patience: Patience<'a>,
+    space: SourceSpace<'a>,
 }
 
 impl Copy<'_> {
@@ -91,13 +155,14 @@ impl Copy<'_> {
             if done >= checked + space::EVERY_BYTES {
                 checked = done;
                 space::check(self.cx.work_dir, 0, self.cx.limits)?;
+                self.space.check(self.cx)?;
             }
             if restarts.seen(self.backup.progress().remaining) && restarts.count == MAX_RESTARTS {
                 checked = 0;
                 self.hold()?;
                 warnings.push(format!(
-                    "the SQLite database was written to during {MAX_RESTARTS} tries to copy it, so writers had \
-                     to wait while it was copied; WAL mode (PRAGMA journal_mode = WAL) avoids that"
+                    "the SQLite database was written to during {MAX_RESTARTS} tries to copy it, so writers, \
+                     and readers behind them, had to wait while it was copied; WAL mode (PRAGMA journal_mode = WAL) avoids that"
                 ));
             }
         }
@@ -109,10 +174,10 @@ impl Copy<'_> {
         loop {
             // Any read will do; this one needs nothing of the schema.
             let read = self.source.query_row("PRAGMA schema_version", [], |_| Ok(()));
-            match read.map_err(SqliteFault::from) {
+            match read.map_err(doubtful) {
                 Ok(()) => return Ok(()),
-                Err(SqliteFault::Busy { .. }) => self.patience.wait()?,
-                Err(fault) => return Err(fault.into()),
+                Err(Stop::Fault(SqliteFault::Busy { .. })) => self.patience.wait()?,
+                Err(stop) => return Err(stop),
             }
         }
     }

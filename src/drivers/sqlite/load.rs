@@ -11,14 +11,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::super::load::{Inspected, Table};
 use super::super::workfile::with_suffix;
 use super::super::{Context, DriverError};
 use super::{SqliteFault, check};
-use crate::clock::Deadline;
+use crate::clock::{Deadline, unix_ms};
 use crate::model;
 
 /// Pages in one step.
@@ -49,14 +50,19 @@ pub(in crate::drivers) fn inspect(dump: &Path, cx: &Context<'_>) -> Result<Inspe
 fn examine(copy: &Connection, inspected: &mut Inspected) -> Result<(), SqliteFault> {
     copy.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA ignore_check_constraints = ON;")?;
     match check::findings(copy, "PRAGMA integrity_check") {
-        // What quick_check found already is not told twice.
-        Ok(found) => check::judge(found, &mut Vec::new())?,
+        Ok(found) => {
+            let mut content = Vec::new();
+            check::judge(found, &mut content)?;
+            // What quick_check found already is not told twice.
+            content.retain(|line| !inspected.warnings.contains(line));
+            inspected.warnings.extend(content);
+        }
         // Then quick_check has gone table by table, and said so.
         Err(error) if check::needs_the_application(&error) => {}
         Err(error) => return Err(error.into()),
     }
     let mut names = copy.prepare(TABLES)?;
-    let names = names.query_map([], |row| row.get::<_, String>(0))?;
+    let names = names.query_map([], check::text)?;
     for name in names.take(TABLES_MAX) {
         let name = name?;
         let sql = format!("SELECT count(*) FROM \"{}\"", name.replace('"', "\"\""));
@@ -110,7 +116,8 @@ fn there_already() -> DriverError {
 
 /// A new file: as a whole or not at all.
 fn place(dump: &Path, path: &Path) -> io::Result<()> {
-    let aside = with_suffix(path, &format!(".{}.part", std::process::id()));
+    // Not the pid alone: in a container that is the same after a crash.
+    let aside = with_suffix(path, &format!(".{}-{}.part", std::process::id(), unix_ms()));
     let placed = place_aside(dump, &aside, path);
     if placed.is_err() {
         // The first error is the one that matters.
@@ -123,7 +130,14 @@ fn place_aside(dump: &Path, aside: &Path, path: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside)?;
     io::copy(&mut File::open(dump)?, &mut file)?;
     file.sync_all()?;
-    renameat_with(CWD, aside, CWD, path, RenameFlags::NOREPLACE)?;
+    match renameat_with(CWD, aside, CWD, path, RenameFlags::NOREPLACE) {
+        // Not every file system (NFS, older ZFS) can rename without replacing, but all have links.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            std::fs::hard_link(aside, path)?;
+            std::fs::remove_file(aside)?;
+        }
+        renamed => renamed?,
+    }
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
@@ -139,7 +153,7 @@ fn overwrite(dump: &Path, path: &Path, cx: &Context<'_>) -> Result<(), DriverErr
         if let Some(why) = cx.cancel.why() {
             return Err(DriverError::Cancelled(why));
         }
-        match backup.step(STEP_PAGES).map_err(|e| fault(e.into()))? {
+        match backup.step(STEP_PAGES).map_err(|e| in_place(e, path))? {
             StepResult::Done => return Ok(()),
             StepResult::More => deadline = Deadline::after(BUSY),
             _ if deadline.passed() => return Err(fault(SqliteFault::Busy { waited: BUSY })),
@@ -148,4 +162,21 @@ fn overwrite(dump: &Path, path: &Path, cx: &Context<'_>) -> Result<(), DriverErr
             }
         }
     }
+}
+
+/// Why a database cannot be overwritten. The dump was checked before, so it is the one that stands there, and on the
+/// day when it is damaged its owner needs a way that works.
+fn in_place(error: rusqlite::Error, path: &Path) -> DriverError {
+    let why = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => "is itself damaged",
+        Some(ErrorCode::ReadOnly) => {
+            "cannot be written in place: it is read-only for this user, or in WAL mode with another page size"
+        }
+        _ => return DriverError::Sqlite { path: path.to_owned(), fault: error.into() },
+    };
+    let problem = format!(
+        "{why}; move it and its -wal, -shm and -journal files aside, keep them until the restored one has proven \
+         itself, and restore again as a new file"
+    );
+    DriverError::Setting { field: "database", problem }
 }

@@ -9,7 +9,8 @@
 //! | WAL mode and nobody connected (`-wal` or `-shm` is missing) | [`quiet`] | the files copied as they are, and unchanged since |
 //! | rollback mode with a hot journal (a crash) and nobody connected | [`quiet`] | as above, the journal with it; rolled back in the copy |
 //!
-//! The source is only ever opened for reading, so nothing is written to it: no recovery, no checkpoint. The
+//! The source is only ever opened for reading, so nothing is written to its data: no checkpoint, no rollback (after a
+//! crash SQLite may build the index in an existing `-shm` anew, which holds no data). The
 //! second half of the table exists because merely reading a WAL database that nobody has open would create
 //! `-wal` and `-shm` beside it, owned by whoever the agent runs as, which can lock the application out.
 //!
@@ -44,6 +45,10 @@ use crate::config::HostPolicy;
 use crate::model::{Connection, Progress, Step};
 
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Tries to copy a database with a hot journal as files, before SQLite is asked again.
+const HOT_TRIES: u32 = 30;
+/// Tries that may fail because a companion came or went.
+const MAX_DOUBTS: u32 = 5;
 
 /// The driver of one SQLite file.
 pub(super) struct Sqlite {
@@ -99,24 +104,35 @@ impl Sqlite {
     ) -> Result<WorkFile, DriverError> {
         let _turn = turn::take(real, cx.cancel).map_err(|fault| self.or_cancelled(fault, cx))?;
         let deadline = Deadline::after(cx.limits.stuck_timeout);
-        // Once the journal was found to be hot it is not tried again: as root, SQLite touches it by looking.
-        let mut hot = false;
+        // Once the journal was found to be hot it is left alone for some tries: as root, SQLite touches it by looking.
+        // Not for ever: whoever changes the database all the time has rolled it back.
+        let mut hot = 0u32;
+        let mut doubts = 0;
         loop {
+            // Of the try that counts.
+            warnings.clear();
             let seen = inspect(real).map_err(|fault| self.fault(fault))?;
             let (snapshot, file) = WorkFile::create(cx.work_dir, "snapshot")?;
             space::check(cx.work_dir, seen.bytes(), cx.limits)?;
-            let made = if seen.quiet() || (hot && seen.journal.is_some()) {
+            let made = if seen.quiet() || (hot > 0 && seen.journal.is_some()) {
                 quiet::copy(real, &seen, &snapshot, file, cx)
             } else {
                 live::copy(real, &seen, snapshot.path(), cx, warnings)
             };
             match made {
                 Ok(()) => return Ok(snapshot),
-                Err(Stop::Fault(SqliteFault::HotJournal)) if !deadline.passed() => hot = true,
+                Err(Stop::Fault(SqliteFault::HotJournal)) if !deadline.passed() => hot = HOT_TRIES,
                 Err(Stop::Fault(SqliteFault::Changing)) if !deadline.passed() => {
+                    hot = hot.saturating_sub(1);
                     cx.cancel.sleep(Duration::from_millis(100));
                 }
-                Err(Stop::Fault(fault)) => return Err(self.or_cancelled(fault, cx)),
+                Err(Stop::Doubtful(_)) if doubts < MAX_DOUBTS => {
+                    doubts += 1;
+                    cx.cancel.sleep(Duration::from_millis(100));
+                }
+                Err(Stop::Fault(fault) | Stop::Doubtful(fault)) => {
+                    return Err(self.or_cancelled(fault, cx));
+                }
                 Err(Stop::Other(error)) => return Err(error),
             }
             if let Some(why) = cx.cancel.why() {
@@ -137,6 +153,8 @@ impl Sqlite {
 /// Why a copy was not made: something about the database, or something about us.
 enum Stop {
     Fault(SqliteFault),
+    /// A fault that may only mean that somebody opened or closed the database just now.
+    Doubtful(SqliteFault),
     Other(DriverError),
 }
 

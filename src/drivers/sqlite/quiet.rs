@@ -65,7 +65,11 @@ fn copy_file(
     total: u64,
     cx: &Context<'_>,
 ) -> Result<(), Stop> {
-    let mut source = open(from).map_err(denied)?;
+    // Gone since it was looked at a moment ago: somebody is at work there.
+    let mut source = open(from).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => SqliteFault::Changing,
+        _ => denied(error),
+    })?;
     let (mut done, mut checked) = (0, 0);
     while done < stamp.bytes {
         if let Some(why) = cx.cancel.why() {

@@ -230,7 +230,8 @@ mod tests {
         end_ms: u64,
         took: impl Fn(&str) -> u64,
     ) -> Vec<(u64, String)> {
-        let (mut starts, mut ends) = (Vec::new(), BTreeSet::new());
+        let mut starts = Vec::new();
+        let mut ends: BTreeSet<(u64, u64, u64)> = BTreeSet::new();
         let mut now = from_ms;
         while now <= end_ms {
             while let Some((at, number, took)) = ends.first().copied().filter(|end| end.0 <= now) {

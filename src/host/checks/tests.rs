@@ -21,6 +21,8 @@ fn policy(trust: Trust, allow: Option<&[&str]>) -> HostPolicy {
         secrets_dir: None,
         allow_paths: None,
         allow_containers: None,
+        allow_hooks: false,
+        mongo_bin_dir: None,
         allow_checks: allow.map(|list| list.iter().map(|&text| text.to_owned()).collect()),
         pg_bin_dir: None,
     }

@@ -2,9 +2,10 @@
 
 use std::io::{self, Read};
 
-use ring::digest::{Context, SHA256};
+use ring::digest::Context;
 
-use super::{Exchange, Fault};
+use super::Fault;
+use super::line::Exchange;
 use crate::model::{Progress, Step};
 use crate::pipeline::report::percent;
 use crate::pipeline::spool::{Sealed, SealedReader};
@@ -39,7 +40,7 @@ impl<'a> Body<'a> {
         exchange: &'a Exchange,
         progress: &'a dyn Fn(Progress),
     ) -> Self {
-        let (reader, context) = (sealed.reader(), Some(Context::new(&SHA256)));
+        let (reader, context) = (sealed.reader(), Some(sealed.before()));
         Self { sealed, reader, exchange, progress, context, sent: 0, handed: 0, fault: None }
     }
 

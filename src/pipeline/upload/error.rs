@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use super::multipart::plan::PlanError;
 use crate::net::NetError;
 use crate::thread::Why;
 
@@ -32,6 +33,12 @@ impl UploadError {
     }
 }
 
+impl From<PlanError> for UploadError {
+    fn from(error: PlanError) -> Self {
+        Self::new("", 0, Fault::Plan(error))
+    }
+}
+
 impl fmt::Display for UploadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("failed to upload")?;
@@ -50,6 +57,7 @@ impl std::error::Error for UploadError {
         match &self.fault {
             Fault::Net(error) => Some(error),
             Fault::Io { source, .. } | Fault::Spool(source) => Some(source),
+            Fault::Plan(error) => Some(error),
             Fault::Url { .. }
             | Fault::Expired
             | Fault::Cancelled(_)
@@ -61,6 +69,9 @@ impl std::error::Error for UploadError {
             | Fault::Busy { .. }
             | Fault::Redirected { .. }
             | Fault::Changed
+            | Fault::NoPlace { .. }
+            | Fault::PlaceTimeout { .. }
+            | Fault::Unsure
             | Fault::Protocol(_) => None,
         }
     }
@@ -138,6 +149,24 @@ pub enum Fault {
     Changed,
     /// The answer is not HTTP.
     Protocol(&'static str),
+    /// The artifact cannot be cut into parts as the control plane wants it.
+    Plan(PlanError),
+    /// The control plane gives no URL for a part.
+    NoPlace {
+        /// The part.
+        part: u32,
+        /// Its reason.
+        error: String,
+    },
+    /// The control plane sent no URL for a part.
+    PlaceTimeout {
+        /// The part.
+        part: u32,
+        /// How long it was waited for.
+        timeout: Duration,
+    },
+    /// Whether the store made an object of the parts cannot be known.
+    Unsure,
 }
 
 impl Fault {
@@ -151,6 +180,7 @@ impl Fault {
             | Fault::NoAnswer { .. }
             | Fault::EarlyAnswer { .. }
             | Fault::Busy { .. }
+            | Fault::PlaceTimeout { .. }
             | Fault::Protocol(_) => true,
             Fault::Cancelled(why) => *why == Why::Shutdown,
             // A new dump may go better, but these bytes are lost: see `retry_same_bytes`.
@@ -158,6 +188,9 @@ impl Fault {
             Fault::Url { .. }
             | Fault::Expired
             | Fault::Refused { .. }
+            | Fault::Plan(_)
+            | Fault::NoPlace { .. }
+            | Fault::Unsure
             | Fault::Redirected { .. } => false,
         }
     }
@@ -165,7 +198,9 @@ impl Fault {
     /// Whether another try within this attempt makes sense.
     pub(super) fn retry_same_bytes(&self) -> bool {
         match self {
-            Fault::Spool(_) | Fault::Changed | Fault::Cancelled(_) => false,
+            Fault::Spool(_) | Fault::Changed | Fault::Cancelled(_) | Fault::PlaceTimeout { .. } => {
+                false
+            }
             Fault::Url { .. }
             | Fault::Expired
             | Fault::Net(_)
@@ -177,6 +212,9 @@ impl Fault {
             | Fault::Refused { .. }
             | Fault::Busy { .. }
             | Fault::Redirected { .. }
+            | Fault::Plan(_)
+            | Fault::NoPlace { .. }
+            | Fault::Unsure
             | Fault::Protocol(_) => self.retry(),
         }
     }
@@ -229,6 +267,9 @@ impl fmt::Display for Fault {
             Fault::Refused { status, code } => {
                 write!(f, "the store refused it: {}", Answer(*status, code))?;
                 match status {
+                    404 if code == "NoSuchUpload" => f.write_str(
+                        "; the multipart upload was given up or cleaned away, the next run gets a new one",
+                    ),
                     401 | 403 => f.write_str("; check the permissions that the URL was signed with"),
                     404 => f.write_str("; check that the bucket exists"),
                     411 | 413 => f.write_str("; the store does not take an object like this"),
@@ -253,6 +294,19 @@ impl fmt::Display for Fault {
             Fault::Protocol(problem) => {
                 write!(f, "the store's answer is not understood: {problem}")
             }
+            Fault::Plan(error) => error.fmt(f),
+            Fault::NoPlace { part, error } => {
+                write!(f, "the control plane gives no URL for part {part}: {error}")
+            }
+            Fault::PlaceTimeout { part, timeout } => write!(
+                f,
+                "the control plane sent no URL for part {part} within {} s; check the connection to it",
+                timeout.as_secs()
+            ),
+            Fault::Unsure => f.write_str(
+                "the store's answer to the end of the upload was lost, and now it does not know the \
+                 upload; the object may be there, but nobody confirmed it",
+            ),
         }
     }
 }

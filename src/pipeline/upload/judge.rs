@@ -32,6 +32,16 @@ pub(super) fn refusal(
     }
 }
 
+/// The fault behind an `<Error>` in the body of a 2xx. S3 had sent its status before it knew.
+pub(super) fn hidden_refusal(status: u16, body: &str) -> Fault {
+    let code = code(body);
+    match code.as_str() {
+        "" | "InternalError" | "SlowDown" | "ServiceUnavailable" | "RequestTimeout"
+        | "OperationAborted" => Fault::Busy { status, code, retry_after: None },
+        _ => Fault::Refused { status, code },
+    }
+}
+
 /// S3 says AccessDenied for an expired URL, and only its text tells which.
 fn is_expiry(code: &str, body: &str) -> bool {
     matches!(code, "ExpiredToken" | "ExpiredPresignedUrlRequest" | "RequestExpired")

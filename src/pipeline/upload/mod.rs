@@ -1,5 +1,5 @@
-//! One artifact to a presigned URL: a PUT with `Content-Length`, repeated with the same bytes while the
-//! failure can pass.
+//! One artifact to presigned URLs: a PUT with `Content-Length`, or one for each part ([`multipart`]), repeated with
+//! the same bytes while the failure can pass.
 //!
 //! - HTTP/1.1 by ureq over a transport of ours ([`line`]), so that a cancel ends every wait at once:
 //!   look-up, connect, TLS, sending, and waiting for the answer. One connection per try.
@@ -16,34 +16,31 @@ mod body;
 mod error;
 mod judge;
 mod line;
+pub mod multipart;
 mod pace;
 mod pause;
+mod send;
 mod url;
 
 use std::fmt;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-
-use rustls::ClientConfig;
-use ureq::SendBody;
-use ureq::http::Response;
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::NextTimeout;
 
 pub use error::{Fault, UploadError};
 
 use super::spool::Sealed;
 use crate::clock::{Deadline, unix_ms};
 use crate::config::{ProxySettings, TlsSettings};
-use crate::model::{Progress, UploadCreds};
-use crate::net;
+use crate::model::{Multipart, Progress, UploadCreds};
+use crate::secret::Secret;
 use crate::thread::Cancel;
-use body::{Body, BodyEnd};
-use line::{Connector, Exchange};
+use multipart::plan::PartPlan;
 use pace::Pace;
+use send::Method;
 use url::Destination;
+
+pub(super) use send::Sender;
 
 /// Which URLs an upload may go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,15 +62,24 @@ pub struct Timing {
     pub stall: Duration,
     /// From the last byte sent to the whole answer.
     pub answer: Duration,
+    /// For the control plane to send the URL of a part, reconnects included.
+    pub part_urls: Duration,
+    /// Between two requests for the same URLs.
+    pub part_urls_again: Duration,
     /// The tries and the pauses between them.
     pub tries: Tries,
 }
+
+/// For an answer to an abort: the control plane cleans up as well.
+const ABORT_PATIENCE: Duration = Duration::from_secs(15);
 
 /// The tries of one upload and the pauses between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tries {
     /// Tries in all.
     pub max: u32,
+    /// Tries of one part and of Complete: a failed one costs the whole dump, so that a store may be busy for minutes.
+    pub max_part: u32,
     /// First pause; each one doubles the one before.
     pub first_pause: Duration,
     /// Longest pause of our own.
@@ -88,8 +94,11 @@ impl Default for Timing {
             connect: Duration::from_secs(30),
             stall: Duration::from_secs(60),
             answer: Duration::from_secs(300),
+            part_urls: Duration::from_secs(1_800),
+            part_urls_again: Duration::from_secs(30),
             tries: Tries {
                 max: 6,
+                max_part: 12,
                 first_pause: Duration::from_secs(1),
                 max_pause: Duration::from_secs(30),
                 max_retry_after: Duration::from_secs(120),
@@ -134,13 +143,15 @@ impl Uploader {
     /// Fails if these credentials cannot lead to an upload, before anything is dumped for them.
     ///
     /// # Errors
-    /// When the URL is missing, malformed or not allowed, or has expired.
+    /// When a URL is missing, malformed or not allowed, or has expired, or the parts have a size that nobody takes.
     pub fn check(&self, creds: &UploadCreds) -> Result<(), UploadError> {
-        let destination = Destination::parse(&creds.put_url, self.policy)
-            .map_err(|fault| UploadError::new("", 0, fault))?;
-        if pause::expired(creds.expires_at_ms, unix_ms()) {
-            return Err(UploadError::new(&destination.shown, 0, Fault::Expired));
+        let Some(multipart) = &creds.multipart else {
+            return self.check_url(&creds.put_url, creds.expires_at_ms).map(drop);
+        };
+        for url in [&multipart.complete_url, &multipart.abort_url] {
+            self.check_url(url, multipart.expires_at_ms)?;
         }
+        PartPlan::new(multipart.part_size_bytes)?;
         Ok(())
     }
 
@@ -156,141 +167,31 @@ impl Uploader {
         cancel: &Cancel,
         progress: &dyn Fn(Progress),
     ) -> Result<(), UploadError> {
-        self.check(creds)?;
-        let destination = Destination::parse(&creds.put_url, self.policy)
-            .map_err(|fault| UploadError::new("", 0, fault))?;
-        let failed = |tries, fault| UploadError::new(&destination.shown, tries, fault);
-        let tls = self.tls_config(&destination).map_err(|fault| failed(0, fault))?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let Err(fault) = self.one_try(&destination, tls.clone(), sealed, cancel, progress)
-            else {
-                return Ok(());
-            };
-            let left = deadline.map(Deadline::remaining);
-            let next = pause::next(
-                &self.timing.tries,
-                tries,
-                fault.retry_after(),
-                unix_ms(),
-                creds.expires_at_ms,
-                left,
-            );
-            let Some(pause) = next.filter(|_| fault.retry_same_bytes()) else {
-                return Err(failed(tries, fault));
-            };
-            log::warn!("upload try {tries} failed, again in {} ms: {fault}", pause.as_millis());
-            if !cancel.sleep(pause) {
-                let fault = cancel.why().map_or(fault, Fault::Cancelled);
-                return Err(failed(tries, fault));
-            }
+        let destination = self.check_url(&creds.put_url, creds.expires_at_ms)?;
+        let sender = Sender::new(self, deadline, cancel);
+        sender.repeat(&destination.shown, creds.expires_at_ms, self.timing.tries.max, || {
+            sender.once(Method::Put, &destination, sealed, progress, &|_| Ok(()))
+        })
+    }
+
+    /// Has the store forget the parts of an upload that nobody will complete. Not for an attempt that has
+    /// another one behind it, which may use the same upload.
+    ///
+    /// # Errors
+    /// When the store does not say that they are gone.
+    pub fn abort(&self, multipart: &Multipart, cancel: &Cancel) -> Result<(), UploadError> {
+        let timing = Timing { connect: ABORT_PATIENCE, answer: ABORT_PATIENCE, ..self.timing };
+        let hasty = self.clone().with_timing(timing);
+        multipart::abort(&Sender::new(&hasty, None, cancel), multipart)
+    }
+
+    fn check_url(&self, url: &Secret, expires_at_ms: u64) -> Result<Destination, UploadError> {
+        let destination =
+            Destination::parse(url, self.policy).map_err(|fault| UploadError::new("", 0, fault))?;
+        if pause::expired(expires_at_ms, unix_ms()) {
+            return Err(UploadError::new(&destination.shown, 0, Fault::Expired));
         }
-    }
-
-    fn tls_config(&self, destination: &Destination) -> Result<Option<Arc<ClientConfig>>, Fault> {
-        if !destination.tls {
-            return Ok(None);
-        }
-        let roots = net::root_store(self.tls.ca_file.as_deref()).map_err(Fault::Net)?;
-        let mut config = ClientConfig::builder_with_provider(net::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Fault::Tls { error: error.to_string(), permanent: true })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Some(Arc::new(config)))
-    }
-
-    fn one_try(
-        &self,
-        destination: &Destination,
-        tls: Option<Arc<ClientConfig>>,
-        sealed: &Sealed,
-        cancel: &Cancel,
-        progress: &dyn Fn(Progress),
-    ) -> Result<(), Fault> {
-        let exchange = Arc::new(Exchange::default());
-        let connector = Connector {
-            // This machine itself is never reached through a proxy.
-            proxy: if destination.direct { ProxySettings::default() } else { self.proxy.clone() },
-            tls,
-            timing: self.timing,
-            paces: self.paces.clone(),
-            cancel: cancel.clone(),
-            exchange: exchange.clone(),
-            anywhere: matches!(self.policy, UrlPolicy::Loopback(_)),
-        };
-        let mut body = Body::new(sealed, &exchange, progress);
-        let result = agent(connector)
-            .put(destination.uri.clone())
-            .header("content-type", "application/octet-stream")
-            .header("content-length", sealed.len().to_string())
-            .send(SendBody::from_reader(&mut body));
-        match result {
-            Ok(response) => verdict(response, &exchange, body.end()),
-            Err(error) => Err(exchange.take_fault().unwrap_or_else(|| match body.end() {
-                BodyEnd::Failed(fault) => fault,
-                BodyEnd::Complete | BodyEnd::Incomplete => Fault::from_ureq(&error),
-            })),
-        }
-    }
-}
-
-/// An agent for one exchange: nothing of its own that would wait, follow, reuse, or read the environment.
-fn agent(connector: Connector) -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
-        .proxy(None)
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .max_idle_connections(0)
-        .user_agent(concat!("backupy/", env!("CARGO_PKG_VERSION")))
-        .max_response_header_size(line::MAX_ANSWER_HEAD)
-        .build();
-    ureq::Agent::with_parts(config, connector, NoResolver)
-}
-
-/// What an answer means.
-fn verdict(
-    mut response: Response<ureq::Body>,
-    exchange: &Exchange,
-    body: BodyEnd,
-) -> Result<(), Fault> {
-    let status = response.status().as_u16();
-    if response.status().is_success() {
-        return match (exchange.answered_early(), body) {
-            (false, BodyEnd::Complete) => Ok(()),
-            (_, BodyEnd::Failed(fault)) => Err(fault),
-            (_, BodyEnd::Complete | BodyEnd::Incomplete) => Err(Fault::EarlyAnswer { status }),
-        };
-    }
-    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let location = header("location").map(str::to_owned);
-    let retry_after = header("retry-after").and_then(|value| pause::retry_after(value, unix_ms()));
-    let text = read_bounded(response.body_mut().as_reader());
-    Err(judge::refusal(status, &text, location.as_deref(), retry_after))
-}
-
-/// The start of an error's body, for its code. That it breaks off does not matter.
-fn read_bounded(reader: impl Read) -> String {
-    let mut text = Vec::new();
-    let _ = reader.take(judge::MAX_BODY).read_to_end(&mut text);
-    String::from_utf8_lossy(&text).into_owned()
-}
-
-/// The connector looks names up itself, with a deadline and a cancel.
-#[derive(Debug)]
-struct NoResolver;
-
-impl Resolver for NoResolver {
-    fn resolve(
-        &self,
-        _: &ureq::http::Uri,
-        _: &ureq::config::Config,
-        _: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        Ok(self.empty())
+        Ok(destination)
     }
 }
 

@@ -55,6 +55,14 @@ mod tests {
     }
 
     #[test]
+    fn a_part_outlives_a_store_that_is_busy_for_a_minute() {
+        let rule = Timing::default().tries;
+        let rule = Tries { max: rule.max_part, ..rule };
+        let pauses = (1..).map_while(|tries| next(&rule, tries, None, 0, 0, None));
+        assert!(pauses.sum::<Duration>() > s(120));
+    }
+
+    #[test]
     fn pauses_double_and_end() {
         let pauses: Vec<_> = (1..=6).map(|tries| after(tries, None)).collect();
         let expected = [Some(s(1)), Some(s(2)), Some(s(4)), Some(s(8)), Some(s(16)), None];

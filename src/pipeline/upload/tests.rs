@@ -9,6 +9,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 
 use super::*;
+use crate::net;
 use crate::pipeline::testing::{Play, SECRET, Store, noise, quick, s3_error, status};
 use crate::secret::Secret;
 use crate::thread::{Why, spawn};
@@ -220,6 +221,7 @@ fn nobody_listens() {
         put_url: Secret::new(format!("http://{address}/k?X={SECRET}")),
         expires_at_ms: 0,
         object_key: String::new(),
+        ..UploadCreds::default()
     };
     let cancel = Cancel::new().unwrap();
     let error = uploader(quick()).put(&creds, &sealed(b"x"), None, &cancel, &|_| ()).unwrap_err();
@@ -371,6 +373,7 @@ fn tls_that_cannot_work_is_permanent() {
         put_url: Secret::new(format!("https://{}/k?X={SECRET}", store.address)),
         expires_at_ms: 0,
         object_key: String::new(),
+        ..UploadCreds::default()
     };
     let cancel = Cancel::new().unwrap();
     let quick_to_give_up = Timing { connect: Duration::from_millis(300), ..quick() };
@@ -389,6 +392,7 @@ fn a_cancel_ends_a_mute_handshake() {
         put_url: Secret::new(format!("https://{}/k?X={SECRET}", store.address)),
         expires_at_ms: 0,
         object_key: String::new(),
+        ..UploadCreds::default()
     };
     let cancel = Cancel::new().unwrap();
     let token = cancel.clone();
@@ -431,6 +435,7 @@ fn a_control_plane_cannot_send_us_to_metadata_services() {
                 put_url: Secret::new(format!("http://{host}/latest/x")),
                 expires_at_ms: 0,
                 object_key: String::new(),
+                ..UploadCreds::default()
             };
             let uploader = Uploader::new(TlsSettings::default(), proxy, UrlPolicy::AllowHttp);
             let error = uploader.put(&creds, &sealed(b"x"), None, &cancel, &|_| ()).unwrap_err();

@@ -119,6 +119,10 @@ fn spaces_may_be_added_and_left_out() {
     store.close().unwrap();
     let store = Store::open(dir.path(), &[Space::Outbox], &keys("k")).unwrap();
     put(&store, Space::Outbox, b"o", b"v").unwrap();
+    // More than the journal keeps before it is emptied; the records of the others must not go with it.
+    for i in 0..64u8 {
+        put(&store, Space::Outbox, &[b'x', i], &[i; 60_000]).unwrap();
+    }
     store.close().unwrap();
     let store = Store::open(dir.path(), &Space::ALL, &keys("k")).unwrap();
     assert_eq!(get(&store, Space::Runs, b"r").unwrap(), b"v");
@@ -182,6 +186,15 @@ fn a_place_that_is_not_ours_is_refused() {
     assert!(matches!(open(&file), Err(StoreError::NotOurs { .. })));
     let shared = root.path().join("shared");
     fs::create_dir(&shared).unwrap();
+    let used = root.path().join("used");
+    fs::create_dir(&used).unwrap();
+    fs::set_permissions(&used, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(used.join("somebody's"), "data").unwrap();
+    let refused = open(&used).unwrap_err();
+    assert!(matches!(refused, StoreError::NotOurs { .. }), "{refused}");
+    assert_eq!(fs::metadata(&used).unwrap().mode() & 0o777, 0o755, "left as it was");
+    fs::set_permissions(&used, fs::Permissions::from_mode(0o700)).unwrap();
+    open(&used).unwrap();
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
     assert!(matches!(open(&shared), Err(StoreError::NotOurs { .. })));
     assert_eq!(fs::metadata(&shared).unwrap().mode() & 0o7777, 0o1777, "left as it was");

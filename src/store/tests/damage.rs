@@ -189,6 +189,22 @@ fn damage_in_the_middle_is_noticed_after_a_crash_and_a_torn_end_is_not_damage() 
     assert_eq!(all(&open(dir.path()).unwrap(), Space::Runs).len(), 43);
 }
 
+/// Sectors reach a card in any order: the last batch can have its end and lack its middle.
+#[test]
+fn a_hole_in_the_last_batch_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    history(dir.path());
+    fs::remove_file(dir.path().join(files::CLEAN)).unwrap();
+    let journal = journal(dir.path());
+    let Ok(journal::Verdict::Whole { end }) = journal::check(&journal) else { panic!() };
+    overwrite(&journal, end - 2000, &[0; 512]);
+    let store = open(dir.path()).unwrap();
+    assert_eq!(all(&store, Space::Runs).len(), 42, "only the batch that was not whole is gone");
+    put(&store, Space::Runs, b"t", b"goes on").unwrap();
+    store.close().unwrap();
+    assert_eq!(all(&open(dir.path()).unwrap(), Space::Runs).len(), 43);
+}
+
 #[test]
 fn a_huge_length_in_the_journal_does_not_end_the_process() {
     let dir = tempfile::tempdir().unwrap();
@@ -254,6 +270,10 @@ fn strange_things_in_the_engines_directory_are_an_error_and_no_panic() {
     fs::create_dir(&strange).unwrap();
     assert!(refused(dir.path()).contains("lost+found"));
     fs::remove_dir(&strange).unwrap();
+    let strange = dir.path().join(files::DATABASE).join("keyspaces/link");
+    std::os::unix::fs::symlink("/nowhere", &strange).unwrap();
+    assert!(refused(dir.path()).contains("link"));
+    fs::remove_file(&strange).unwrap();
     let strange = dir.path().join(files::DATABASE).join("99.jnl");
     fs::create_dir(&strange).unwrap();
     refused(dir.path());

@@ -180,12 +180,23 @@ class Watcher:
         self.stopping.set()
         self.thread.join()
 
+    @staticmethod
+    def _words(pid):
+        try:
+            return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return b""
+
     def _run(self):
         while not self.stopping.wait(0.003):
             if not self.agent.running:
                 continue
             own = self.agent.pid
+            own_words = self._words(own)
             for pid in [own, *children_of(own)]:
+                # Between fork and exec a child is still the agent, its environment included.
+                if pid != own and self._words(pid) == own_words:
+                    continue
                 # The agent's own environment holds its key by design of the bootstrap.
                 files = ("cmdline", "comm") if pid == own else ("cmdline", "comm", "environ")
                 for name in files:

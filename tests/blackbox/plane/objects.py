@@ -28,6 +28,7 @@ import time
 import urllib.parse
 
 from . import websocket
+from .uploads import Uploads
 
 
 @dataclasses.dataclass
@@ -60,6 +61,7 @@ class ObjectStore:
         self.host = "127.0.0.1"
         self.puts = []
         self.committed = {}
+        self.uploads = Uploads(self)
         self.changed = threading.Condition()
         self.released = threading.Event()
         self.closed = False
@@ -148,13 +150,16 @@ class ObjectStore:
         method, target, _ = line.split(" ", 2)
         url = urllib.parse.urlsplit(target)
         key = urllib.parse.unquote(url.path).removeprefix("/bucket/")
+        query = urllib.parse.parse_qs(url.query)
+        if "uploadId" in query:
+            return self.uploads.handle(sock, method, key, query, headers)
         with self.changed:
             put = Put(key, sum(p.key == key for p in self.puts) + 1, headers, started=time.monotonic())
             self.puts.append(put)
             put.fault = (self.faults.popleft() if self.faults else self.choose_fault(key, put.number)) or ""
             self.changed.notify_all()
         try:
-            return self._put(sock, put, method, urllib.parse.parse_qs(url.query))
+            return self._put(sock, put, method, query)
         finally:
             put.ended = time.monotonic()
             with self.changed:

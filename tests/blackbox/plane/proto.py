@@ -34,6 +34,8 @@ MESSAGES = {
         54: ("run_health_check", "RunHealthCheck"),
         56: ("self_update", "SelfUpdate"),
         57: ("ping", "Ping"),
+        101: ("part_urls_request", "PartUrlsRequest"),
+        150: ("part_urls", "PartUrls"),
     },
     "Register": {
         1: ("agent_version", "string"),
@@ -188,6 +190,28 @@ MESSAGES = {
         1: ("presigned_put_url", "string"),
         2: ("expires_at_ms", "uint64"),
         3: ("final_s3_key", "string"),
+        100: ("multipart", "MultipartUpload"),
+    },
+    "MultipartUpload": {
+        1: ("upload_id", "string"),
+        2: ("part_size_bytes", "uint64"),
+        3: ("parts", "PartUrl", True),
+        4: ("complete_url", "string"),
+        5: ("abort_url", "string"),
+        6: ("expires_at_ms", "uint64"),
+    },
+    "PartUrl": {1: ("part_number", "uint32"), 2: ("url", "string")},
+    "PartUrlsRequest": {
+        1: ("run_id", "string"),
+        2: ("upload_id", "string"),
+        3: ("first_part", "uint32"),
+        4: ("count", "uint32"),
+    },
+    "PartUrls": {
+        1: ("run_id", "string"),
+        2: ("upload_id", "string"),
+        3: ("parts", "PartUrl", True),
+        4: ("error", "string"),
     },
     "CancelJob": {1: ("job_id", "string")},
     "RunHealthCheck": {1: ("check_id", "string")},
@@ -201,8 +225,8 @@ MESSAGES = {
     "Ping": {1: ("ts_ms", "uint64")},
 }
 
-PAYLOADS = {entry[0]: number for number, entry in MESSAGES["Envelope"].items() if 10 <= number < 100}
-FROM_AGENT = {name for name, number in PAYLOADS.items() if number < 50}
+PAYLOADS = {entry[0]: number for number, entry in MESSAGES["Envelope"].items() if number >= 10 and number != 100}
+FROM_AGENT = {name for name, number in PAYLOADS.items() if number < 50 or 100 < number < 150}
 
 # JobStatus
 QUEUED, RUNNING, SUCCESS, FAILED, CANCELLED = 1, 2, 3, 4, 5
@@ -376,5 +400,5 @@ def payload_of(message):
 
 def raw_payload(data):
     """The payload's bytes as they came, for comparing one re-send with another."""
-    known = [value for number, _, value in fields(data) if 10 <= number < 100]
+    known = [value for number, _, value in fields(data) if number in PAYLOADS.values()]
     return known[0] if known else b""

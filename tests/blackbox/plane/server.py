@@ -114,6 +114,7 @@ class Plane:
         self.config = {"version": 1}
         self.session_extra = {}
         self.cut_after = None
+        self.part_urls = lambda request: {}
         self.sessions = []
         self.journal = []
         self.entries = {}
@@ -210,10 +211,18 @@ class Plane:
 
     # --- commands
 
-    def order(self, job_id, run_id, key=None, manual=False, object_key=None, **creds):
-        """The body of a RunBackup; remembers key and object for the comparison."""
+    def order(self, job_id, run_id, key=None, manual=False, object_key=None, ahead=None, **creds):
+        """The body of a RunBackup; remembers key and object for the comparison.
+
+        With `ahead` it is an upload in parts with so many URLs, and nothing else.
+        """
         object_key = object_key or f"{job_id}/{run_id}-{os.urandom(3).hex()}"
-        url, expires = self.objects.presign(object_key, creds.pop("ttl_sec", 600.0))
+        ttl_sec = creds.pop("ttl_sec", 600.0)
+        url, expires = self.objects.presign(object_key, ttl_sec)
+        if ahead is not None:
+            uploads = self.objects.uploads
+            url, upload = "", uploads.create(object_key, creds.pop("part_bytes", 5 << 20))
+            creds["multipart"] = uploads.creds(upload, ahead, ttl_sec)
         if key is not None:
             self.keys[run_id] = key
         return {
@@ -412,8 +421,22 @@ class Plane:
             received = self._note(session, opcode, data)
             if received:
                 self._confirm(session, received)
+                if received.kind == "part_urls_request":
+                    self._part_urls(session, received.body)
             if self.cut_after and self.cut_after(session):
                 raise websocket.Closed("scripted cut")
+
+    def _part_urls(self, session, request):
+        """`part_urls(request)` may change the answer, or be `None` for none."""
+        changes = self.part_urls(request)
+        if changes is None:
+            return
+        upload_id = request["upload_id"]
+        parts = self.objects.uploads.part_urls(upload_id, request["first_part"], request["count"])
+        session.send(
+            "part_urls",
+            {"run_id": request["run_id"], "upload_id": upload_id, "parts": parts, **changes},
+        )
 
     def _note(self, session, opcode, data):
         if opcode == websocket.TEXT:
