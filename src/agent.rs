@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! caller's thread: link::run (reconnect loop) ── link-read, link-write, link-beat
-//! dispatch ── run-N …          status ── status-conn …
+//! dispatch ── run-N …, checks ── probe-N …          status ── status-conn …
 //! ```
 //! A stop goes one way: `stop` → dispatch lets runs end → the link flushes the outbox → the store closes.
 
@@ -20,6 +20,7 @@ use crate::clock::unix_ms;
 use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
 use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
 use crate::drivers;
+use crate::host::checks::Means;
 use crate::host::metrics::Sampler;
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::observe::dump::dump;
@@ -145,6 +146,11 @@ impl Agent {
         let mut capabilities = vec![wire::DURABLE_ACKS.to_owned(), wire::MULTIPART.to_owned()];
         capabilities.extend(drivers::capabilities(&options.policy).into_iter().map(str::to_owned));
         let policy = options.policy.clone();
+        let checks = Means {
+            policy: options.policy.clone(),
+            proxy: options.proxy.clone(),
+            tls: options.tls.clone(),
+        };
         if hooks::allowed(&options.policy) {
             capabilities.push("hooks".to_owned());
         }
@@ -161,6 +167,7 @@ impl Agent {
             outbox: outbox.clone(),
             slots: slots.clone(),
             workshop: Arc::new(workshop),
+            checks,
             state_dir: state_dir.clone(),
             link_events: received,
             stop,

@@ -21,6 +21,8 @@
 //! | `link-beat` | heartbeat and progress cadence | `select!` | interval, percentages, stop |
 //! | `dispatch` | the run table, admission, timers | `select!` | link, reports, queries, stop |
 //! | `run-N` | one attempt, with scoped stage threads | pipes, HTTP, bounded channels | its cancel token |
+//! | `checks` | when each health check is due; only while there are any | `select!` | orders, ends of probes, timer, stop |
+//! | `probe-N` | one probe, 32 at most | look-up, `poll(2)` | the check's deadline, its cancel token |
 //! | `give-up` | one upload in parts that nobody completes | HTTP | its cancel token |
 //! | `status` | the status socket; a thread for each connection | `poll(2)` | a client, stop |
 //! | `signals` | SIGTERM, SIGINT, SIGHUP | signal-hook | the system |

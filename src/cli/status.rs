@@ -230,6 +230,7 @@ fn print_stored(dispatch: &Value) {
     for job in dispatch["jobs"].as_array().into_iter().flatten() {
         print_job(job);
     }
+    print_checks(&dispatch["checks"]);
     for run in dispatch["open_runs"].as_array().into_iter().flatten() {
         println!(
             "  {} {} of {}, attempt {}",
@@ -242,6 +243,23 @@ fn print_stored(dispatch: &Value) {
     let shown = dispatch["open_runs"].as_array().map_or(0, Vec::len) as u64;
     if let more @ 1.. = number(&dispatch["open_count"]).saturating_sub(shown) {
         println!("  and {more} more runs");
+    }
+}
+
+fn print_checks(checks: &Value) {
+    let shown = checks["shown"].as_array().map_or(&[][..], Vec::as_slice);
+    for check in shown {
+        let state = match check["ok"].as_bool() {
+            Some(true) => format!("ok, {} ms", number(&check["latency_ms"])),
+            Some(false) => "failing".to_owned(),
+            None => "no result yet".to_owned(),
+        };
+        let error = text(&check["error"], "");
+        let colon = if error.is_empty() { "" } else { ": " };
+        println!("  check {}: {state}{colon}{error}", text(&check["check_id"], "?"));
+    }
+    if let more @ 1.. = number(&checks["count"]).saturating_sub(shown.len() as u64) {
+        println!("  and {more} more checks");
     }
 }
 

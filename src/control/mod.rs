@@ -12,6 +12,7 @@
 //! place that changes both, in the order that a crash cannot spoil.
 
 pub mod catalogue;
+pub mod checks;
 pub mod commit;
 pub mod durable;
 pub mod file;

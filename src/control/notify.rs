@@ -31,11 +31,11 @@ pub struct OnFailure {
 /// How one failure is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Failure {
-    /// The backup's name (`BACKUPY_NAME`).
+    /// The backup's or the check's name (`BACKUPY_NAME`).
     pub name: String,
     /// The run, empty if there was none (`BACKUPY_RUN_ID`).
     pub run_id: String,
-    /// `failed`, `late`, `missed`, or `down` when `up` itself cannot start (`BACKUPY_STATUS`).
+    /// `failed`, `late`, `missed`, `check-failed`, `check-recovered`, or `down` when `up` itself cannot start (`BACKUPY_STATUS`).
     pub status: String,
     /// What went wrong (`BACKUPY_ERROR`).
     pub error: String,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::messages;
 use super::results::{Decision, Verdict};
-use super::{CONFIG_KEY, Dispatch, DispatchError, MAX_OPEN};
+use super::{CONFIG_KEY, Dispatch, DispatchError, MAX_ID_BYTES, MAX_OPEN};
 use crate::artifact::DataKey;
 use crate::calendar::window::Window;
 use crate::clock::unix_ms;
@@ -21,9 +21,6 @@ use crate::runs::worker::{Plan, check_delivery, check_size};
 use crate::store::{Space, Store};
 use crate::thread::Why;
 use crate::wire::{self, Ack, LogLevel, PartUrls, RunBackup, ServerMessage};
-
-/// Longest run_id and job_id that is accepted, in bytes: a thousand open runs stay in memory.
-const MAX_ID_BYTES: usize = 1 << 10;
 
 /// The configuration held in the store; the empty one at the first start.
 pub(super) fn load_config(store: &Store) -> Result<AgentConfig, DispatchError> {
@@ -64,10 +61,8 @@ impl Dispatch {
             ServerMessage::ConfigUpdate(None) => {
                 Ok(Err("the update carries no configuration".to_owned()))
             }
+            ServerMessage::RunHealthCheck { check_id } => self.on_run_health_check(&check_id),
             ServerMessage::PartUrls(urls) => return self.on_part_urls(&urls),
-            ServerMessage::RunHealthCheck { .. } => {
-                Ok(Err("this version does not run health checks".to_owned()))
-            }
             ServerMessage::SelfUpdate(_) => {
                 Ok(Err("this version does not update itself".to_owned()))
             }
@@ -320,14 +315,19 @@ impl Dispatch {
         logging::set_level(level);
         if config.version != self.config.version {
             log::info!(
-                "configuration {} with {} targets and {} jobs",
+                "configuration {} with {} targets, {} jobs and {} health checks",
                 config.version,
                 config.targets.len(),
-                config.jobs.len()
+                config.jobs.len(),
+                config.checks.len()
             );
         }
+        let same_checks = config.checks == self.config.checks;
         self.config = config;
         self.share();
+        if !same_checks {
+            complaints.extend(self.use_checks());
+        }
         for complaint in complaints {
             self.tell(LogLevel::Warn, "", &complaint);
         }

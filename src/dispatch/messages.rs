@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::clock::unix_ms;
+use crate::host::checks::CheckResult;
 use crate::link::Slots;
 use crate::model::Progress;
 use crate::outbox::{Kind, Message};
@@ -10,7 +11,8 @@ use crate::pipeline::upload::multipart::Ask;
 use crate::runs::state::{EndKind, Outcome, Phase, Run};
 use crate::runs::worker::OnProgress;
 use crate::wire::{
-    Ack, AgentMessage, BackupCompleted, JobStatus, JobUpdate, LogEvent, LogLevel, PartUrlsRequest,
+    Ack, AgentMessage, BackupCompleted, HealthResult, JobStatus, JobUpdate, LogEvent, LogLevel,
+    PartUrlsRequest,
 };
 
 /// The result of an ended run: one message, or two that stay adjacent.
@@ -81,6 +83,23 @@ pub(super) fn ack(ack: Ack) -> Option<Message> {
         correlation_id: ack.correlation_id.clone(),
         message: AgentMessage::Ack(ack),
     })
+}
+
+/// What a health check found.
+pub(super) fn check_result(result: &CheckResult) -> Message {
+    Message {
+        kind: Kind::Health,
+        run_id: None,
+        correlation_id: String::new(),
+        message: AgentMessage::HealthResult(HealthResult {
+            check_id: result.check_id.clone(),
+            ts_ms: result.ts_ms,
+            ok: result.ok,
+            latency_ms: result.latency_ms,
+            error: result.error.clone(),
+            status_code: result.status_code,
+        }),
+    }
 }
 
 /// A line for the control plane's log.

@@ -7,6 +7,7 @@
 
 mod abandoned;
 pub mod admission;
+mod checks;
 mod commands;
 mod messages;
 mod recovery;
@@ -29,6 +30,7 @@ use serde_json::Value;
 
 use crate::calendar::window::Window;
 use crate::clock::unix_ms;
+use crate::host::checks::{CheckResult, Checks, Means};
 use crate::link::{self, Slots};
 use crate::model::AgentConfig;
 use crate::observe::tap::Line;
@@ -44,6 +46,10 @@ pub use snapshot::{of_stopped, overdue_after};
 
 /// Open runs and undelivered results together: beyond that RunBackup is refused.
 const MAX_OPEN: usize = 1_000;
+/// Longest id of a run, a job or a check that is accepted, in bytes: thousands of them stay in memory.
+const MAX_ID_BYTES: usize = 1 << 10;
+/// Batches of check results that wait; more stay with the checks.
+const CHECK_BATCHES: usize = 4;
 /// Runs at the same time, whatever the configuration says.
 const MAX_PARALLEL: usize = 16;
 /// Pause before something that the store refused is tried again.
@@ -62,6 +68,8 @@ pub enum Event {
     Link(link::Event),
     /// An attempt ended.
     Report(Report),
+    /// Health checks have results.
+    Checked(Vec<CheckResult>),
     /// The log has something for the control plane.
     Log(Line),
     /// Somebody asks how things stand.
@@ -129,6 +137,8 @@ pub struct Parts {
     pub slots: Slots,
     /// What attempts need.
     pub workshop: Arc<Workshop>,
+    /// What health checks need.
+    pub checks: Means,
     /// The directory of the high-water file.
     pub state_dir: PathBuf,
     /// Messages of the link.
@@ -184,6 +194,10 @@ pub struct Dispatch {
     shared: Shared,
     on_progress: OnProgress,
 
+    check_means: Means,
+    checks: Option<Checks>,
+    checked: (Sender<Vec<CheckResult>>, Receiver<Vec<CheckResult>>),
+    last_checks: checks::LastChecks,
     running: BTreeMap<String, Running>,
     /// Ends of pauses, for runs that wait for another attempt.
     pauses: BTreeMap<String, Instant>,
@@ -274,6 +288,10 @@ impl Dispatch {
             log_level: parts.log_level,
             shared: shared.clone(),
             on_progress,
+            check_means: parts.checks,
+            checks: None,
+            checked: bounded(CHECK_BATCHES),
+            last_checks: BTreeMap::new(),
             running: BTreeMap::new(),
             pauses: BTreeMap::new(),
             unsaved: Vec::new(),
@@ -317,6 +335,7 @@ impl Dispatch {
         let stop = if self.stopping.is_some() { &nothing } else { self.stop.done() };
         select! {
             recv(self.reports.1) -> report => report.map_or(Event::Timer, Event::Report),
+            recv(self.checked.1) -> results => results.map_or(Event::Timer, Event::Checked),
             recv(self.link_events) -> event => event.map_or(Event::Timer, Event::Link),
             recv(self.queries) -> query => query.map_or(Event::Timer, Event::Query),
             recv(self.log_lines) -> line => line.map_or(Event::Timer, Event::Log),
@@ -329,6 +348,7 @@ impl Dispatch {
         match event {
             Event::Link(event) => self.on_link(event),
             Event::Report(report) => self.on_report(report),
+            Event::Checked(results) => self.on_checked(results),
             Event::Log(line) => self.on_log(&line),
             Event::Query(answer) => {
                 // A caller that no longer waits is not an error.
@@ -389,6 +409,7 @@ impl Dispatch {
         let now = Instant::now();
         let grace_until = now + self.stop_grace;
         self.stopping = Some(Stopping { grace_until, give_up_at: grace_until + CANCEL_PATIENCE });
+        self.stop_checks();
         if !self.running.is_empty() {
             log::info!(
                 "stopping: {} running backups have {} s to finish",

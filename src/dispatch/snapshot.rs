@@ -19,6 +19,9 @@ impl Dispatch {
     pub(super) fn snapshot(&self) -> Value {
         let mut value = stored(&self.store, &self.outbox, &self.table, &self.config);
         value["unsaved_results"] = self.unsaved.len().into();
+        if !self.config.checks.is_empty() {
+            value["checks"] = self.checks_value();
+        }
         value["stopping"] = self.stopping.is_some().into();
         value
     }

@@ -2,6 +2,7 @@
 //! outbox, pipeline and database are real; the store for artifacts is a few lines of HTTP that the test holds
 //! up and answers.
 
+mod checks;
 mod hooks;
 mod multipart;
 mod rig;

@@ -1,3 +1,4 @@
-//! The machine: what it is and how it is doing. Plain values; who sends them where is not known here.
+//! The machine: what it is and how it is doing, and what it sees of other services. Plain values; who sends them where is not known here.
 
+pub mod checks;
 pub mod metrics;

@@ -13,6 +13,6 @@ mod wait;
 pub use connect::{connect, connect_any};
 pub use error::NetError;
 pub use proxy::{bypassed, check_proxy, open_tunnel};
-pub use resolve::resolve;
+pub use resolve::{resolve, resolve_sparing};
 pub use roots::{provider, root_store};
 pub use wait::{Waited, wait_any, wait_readable, wait_writable};

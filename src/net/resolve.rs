@@ -17,6 +17,9 @@ use crate::thread::{Cancel, Why, spawn};
 /// Look-ups under way at once, those that were given up included.
 const MAX_LOOKUPS: usize = 16;
 
+/// Of these, what work that can do without may take: the link and the backups come first.
+const SPARE_LOOKUPS: usize = 8;
+
 /// Addresses tried for one name.
 const MAX_ADDRESSES: usize = 16;
 
@@ -33,11 +36,36 @@ pub fn resolve(
     deadline: Deadline,
     cancel: &Cancel,
 ) -> Result<Vec<SocketAddr>, NetError> {
+    resolve_within(MAX_LOOKUPS, host, port, deadline, cancel)
+}
+
+/// As [`resolve`], for work that must not take the link's and the backups' look-ups: fails at once while half of all
+/// look-ups are under way.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_sparing(
+    host: &str,
+    port: u16,
+    deadline: Deadline,
+    cancel: &Cancel,
+) -> Result<Vec<SocketAddr>, NetError> {
+    resolve_within(SPARE_LOOKUPS, host, port, deadline, cancel)
+}
+
+fn resolve_within(
+    most: usize,
+    host: &str,
+    port: u16,
+    deadline: Deadline,
+    cancel: &Cancel,
+) -> Result<Vec<SocketAddr>, NetError> {
     if let Some(address) = literal(host) {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     let query = (host.to_owned(), port);
-    look_up(host, deadline, cancel, move || query.to_socket_addrs().map(Iterator::collect))
+    let place = Place::take(most)?;
+    look_up(place, host, deadline, cancel, move || query.to_socket_addrs().map(Iterator::collect))
 }
 
 /// The address that `host` spells out, if it does.
@@ -47,12 +75,12 @@ pub(super) fn literal(host: &str) -> Option<IpAddr> {
 }
 
 fn look_up(
+    place: Place,
     host: &str,
     deadline: Deadline,
     cancel: &Cancel,
     query: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
 ) -> Result<Vec<SocketAddr>, NetError> {
-    let place = Place::take()?;
     let (send, answer) = bounded(1);
     spawn("look-up", move || {
         let _place = place;
@@ -93,11 +121,9 @@ fn alternate(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 struct Place;
 
 impl Place {
-    fn take() -> Result<Self, NetError> {
+    fn take(most: usize) -> Result<Self, NetError> {
         LOOKUPS
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < MAX_LOOKUPS).then_some(n + 1)
-            })
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < most).then_some(n + 1))
             .map(|_| Self)
             .map_err(|_| NetError::LookupsStuck)
     }
@@ -144,7 +170,9 @@ mod tests {
             Ok(vec![])
         };
         let soon = Deadline::after(Duration::from_millis(30));
-        let error = look_up("slow.example", soon, &cancel, stuck).unwrap_err();
+        let error =
+            look_up(Place::take(MAX_LOOKUPS).unwrap(), "slow.example", soon, &cancel, stuck)
+                .unwrap_err();
         assert!(matches!(error, NetError::LookupTimeout { .. }), "{error}");
         assert!(error.retry());
         drop(release);
@@ -160,7 +188,9 @@ mod tests {
             let _ = hang.recv();
             Ok(vec![])
         };
-        let error = look_up("slow.example", late(), &cancel, stuck).unwrap_err();
+        let error =
+            look_up(Place::take(MAX_LOOKUPS).unwrap(), "slow.example", late(), &cancel, stuck)
+                .unwrap_err();
         assert!(matches!(error, NetError::Cancelled(Why::Shutdown)), "{error}");
         drop(release);
     }

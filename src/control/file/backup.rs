@@ -92,7 +92,7 @@ fn name(section: &Section<'_, '_>) -> Option<At<String>> {
 }
 
 /// Whether a text can name a backup: it becomes a directory in the storage.
-fn check_name(name: &str) -> Result<(), String> {
+pub(super) fn check_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.len() > NAME_MAX {
         Err(format!("`name` is longer than {NAME_MAX} characters"))
@@ -225,7 +225,7 @@ fn schedule(section: &Section<'_, '_>) -> Option<Schedule> {
     every.map(|at| Schedule::Every(at.value))
 }
 
-fn length(
+pub(super) fn length(
     section: &Section<'_, '_>,
     key: &'static str,
     range: std::ops::RangeInclusive<Duration>,

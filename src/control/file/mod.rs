@@ -48,10 +48,16 @@
 //! | | `pre_hooks` | – | shell commands before the dump; one that fails fails the run |
 //! | | `post_hooks` | – | shell commands after it, whatever came of it; see [`crate::runs::hooks`] |
 //! | | `upload_limit` | – | `2MiB/s`: what its upload may take; at least 16 KiB/s |
+//! | `[[check]]` | `name` | required | as of a backup |
+//! | | `url` / `tcp` | one of them | `http://…`, `https://…`; `host:port` |
+//! | | `interval` | `60s` | `5s` to `1d` |
+//! | | `timeout` | `10s` | `1s` to `60s`, with all redirects |
+//! | | `expected_status` | any 2xx | redirects are followed only where a 2xx is expected |
 //!
 //! Keys at the top stand before the first `[table]`, as TOML wants it.
 
 mod backup;
+mod check;
 mod flags;
 mod parse;
 mod reader;
@@ -67,7 +73,9 @@ use super::keep;
 use super::notify::OnFailure;
 use super::schedule::plan::Entry;
 use super::schedule::{Schedule, Window};
-use crate::model::{Advanced, AgentConfig, Compression, Job, Maintenance, RetryPolicy, Target};
+use crate::model::{
+    Advanced, AgentConfig, Check, Compression, Job, Maintenance, RetryPolicy, Target,
+};
 
 pub use flags::Flags;
 pub use parse::{load, parse};
@@ -125,6 +133,8 @@ pub struct Settings {
     pub max_parallel: u32,
     /// The backups, in the order of the file; at least one.
     pub backups: Vec<Backup>,
+    /// The health checks.
+    pub checks: Vec<Check>,
     /// Doubtful, but not wrong.
     pub warnings: Vec<Problem>,
 }
@@ -136,7 +146,7 @@ impl Settings {
             version,
             targets: self.backups.iter().map(|backup| backup.target.clone()).collect(),
             jobs: self.backups.iter().map(job).collect(),
-            checks: Vec::new(),
+            checks: self.checks.clone(),
             maintenance: self.maintenance.clone(),
             advanced: Advanced { max_parallel_jobs: self.max_parallel, ..Advanced::default() },
         }

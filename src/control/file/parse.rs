@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use toml::de::DeTable;
 
 use super::backup::backups;
+use super::check::checks;
 use super::reader::{At, Problem, Report, Section};
 use super::storage::storage;
 use super::{FILE_MAX, STATE_DIR, Settings};
@@ -91,6 +92,7 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
     let master_key = master_key(&section, state_dir.as_ref());
     let maintenance = maintenance(&section);
     let backups = backups(&section);
+    let checks = checks(&section);
     apart(&section, state_dir.as_ref(), directory.as_ref(), master_key.as_ref());
     section.finish(&ELSEWHERE);
     let (window, maintenance) = maintenance.unzip();
@@ -103,6 +105,7 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
         on_failure,
         max_parallel,
         backups,
+        checks,
         warnings: Vec::new(),
     })
 }

@@ -356,3 +356,25 @@ fn hooks_are_lists_of_bounded_commands() {
         assert!(found.iter().any(|(_, text)| text.contains(why)), "{bad}: {found:?}");
     }
 }
+
+#[test]
+fn checks_and_what_is_wrong_with_them() {
+    let head = "[storage]\ndirectory = \"/srv/b\"\n[[backup]]\nname = \"a\"\ndatabase = \"sqlite:///srv/a.db\"\nevery = \"6h\"\nkeep = { last = 1 }\n";
+    let good = format!(
+        "{head}[[check]]\nname = \"web\"\nurl = \"https://a.example/x\"\ninterval = \"30s\"\n[[check]]\nname = \"db\"\ntcp = \"a:5432\"\n"
+    );
+    let settings = parse(&good).unwrap();
+    let checks = settings.agent_config(1).checks;
+    assert_eq!((checks[0].interval_sec, checks[0].timeout_sec), (30, 10));
+    assert_eq!((checks[1].target.as_str(), checks[1].interval_sec), ("a:5432", 60));
+    for (lines, problem) in [
+        ("name = \"x\"\n", "either `url` or `tcp`"),
+        ("name = \"x\"\nurl = \"ftp://a\"\n", "`url` must be"),
+        ("name = \"x\"\ntcp = \"a:1\"\nexpected_status = 200\n", "for a `url` only"),
+        ("name = \"x\"\ntcp = \"a:1\"\ninterval = \"1s\"\n", "`interval`"),
+        ("name = \"x\"\ntcp = \"a:1\"\n[[check]]\nname = \"X\"\ntcp = \"a:1\"\n", "two checks"),
+    ] {
+        let problems = parse(&format!("{head}[[check]]\n{lines}")).unwrap_err();
+        assert!(problems[0].message.contains(problem), "{problems:?}");
+    }
+}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::control::checks::Standings;
 use crate::control::file::Settings;
 use crate::control::schedule::Planner;
 use crate::control::session::Line;
@@ -60,6 +61,8 @@ pub(super) struct Board {
     /// When the agent said something last, Unix milliseconds.
     pub heard_ms: u64,
     pub open: BTreeMap<String, Tracked>,
+    /// How the checks stand.
+    pub checks: Standings,
     followers: Vec<Follower>,
     /// The last slot of each backup of which it was told that it could not be started.
     missed: HashMap<String, u64>,
@@ -77,6 +80,7 @@ impl Board {
             in_parts: false,
             heard_ms: 0,
             open: BTreeMap::new(),
+            checks: Standings::default(),
             followers: Vec::new(),
             missed: HashMap::new(),
             known: HashMap::new(),

@@ -255,6 +255,7 @@ impl Plane {
         }
         board.planner.reload(settings.entries(), settings.window);
         self.notifier().set_command(settings.failure_hook());
+        board.checks.keep(|name| settings.checks.iter().any(|check| check.name == name));
         board.settings = Arc::new(settings);
         drop(board);
         self.nudge();

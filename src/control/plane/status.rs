@@ -7,6 +7,7 @@ use crate::control::file::Backup;
 use crate::control::storage::Storage as _;
 use crate::control::view::RunView;
 use crate::control::watch::{Open, Verdict};
+use crate::model::Check;
 
 /// A due run that has not begun by then is overdue.
 const OVERDUE_MS: u64 = 15 * 60_000;
@@ -28,6 +29,8 @@ impl Plane {
         });
         let backups: Vec<Value> =
             settings.backups.iter().map(|b| self.backup_status(b, now_ms, &mut problems)).collect();
+        let checks: Vec<Value> =
+            settings.checks.iter().map(|c| self.check_status(c, &mut problems)).collect();
         let (connected, heard_ms, version) = {
             let board = self.board();
             (board.line.is_some(), board.heard_ms, board.config_version)
@@ -38,9 +41,26 @@ impl Plane {
             "agent_heard_ms": heard_ms,
             "config_version": version,
             "backups": backups,
+            "checks": checks,
             "warnings": warnings.as_slice(),
         });
         (control, problems)
+    }
+
+    fn check_status(&self, check: &Check, problems: &mut Vec<String>) -> Value {
+        let standing = self.board().checks.get(&check.name).cloned();
+        if let Some(standing) = standing.as_ref().filter(|standing| standing.failing) {
+            problems.push(format!("the check {} fails: {}", check.name, standing.last.error));
+        }
+        let last = standing.as_ref().map(|standing| &standing.last);
+        json!({
+            "name": check.name,
+            "failing": standing.as_ref().is_some_and(|standing| standing.failing),
+            "last_ms": last.map(|last| last.ts_ms),
+            "ok": last.map(|last| last.ok),
+            "latency_ms": last.map(|last| last.latency_ms),
+            "error": last.map(|last| last.error.as_str()),
+        })
     }
 
     fn backup_status(&self, backup: &Backup, now_ms: u64, problems: &mut Vec<String>) -> Value {

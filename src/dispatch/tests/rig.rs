@@ -163,6 +163,11 @@ impl Rig {
             outbox: outbox.clone(),
             slots: slots.clone(),
             workshop: Arc::new(self.workshop()),
+            checks: crate::host::checks::Means {
+                policy: self.workshop().policy,
+                proxy: crate::config::ProxySettings::default(),
+                tls: crate::config::TlsSettings::default(),
+            },
             state_dir: self.path().to_owned(),
             link_events,
             stop: stop.clone(),
@@ -473,6 +478,9 @@ fn line(message: AgentMessage) -> String {
         }
         AgentMessage::JobUpdate(update) => {
             format!("{} {:?}: {}", update.run_id, update.status, update.error_message)
+        }
+        AgentMessage::HealthResult(result) => {
+            format!("check {} {} {}", result.check_id, result.ok, result.error)
         }
         AgentMessage::Log(event) => format!("log {}", event.message),
         other => panic!("not for the outbox: {other:?}"),
