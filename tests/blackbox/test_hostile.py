@@ -82,7 +82,6 @@ def test_secret_references(lab, reference):
         "x\nhost=evil.example",
         "x\0y",
         "x\x1b[31m",
-        "",
     ],
 )
 def test_database_names(lab, postgres, database):

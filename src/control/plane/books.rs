@@ -392,29 +392,31 @@ impl Books {
 
     /// Applies the keep rules when it is time; returns when that will be again.
     pub(super) fn tidy(&self, settings: &Settings, now_ms: u64) -> u64 {
+        let later = now_ms + TIDY_EVERY_MS;
         let seen = {
-            let clock = lock(&self.clock);
+            let mut clock = lock(&self.clock);
             // A clock that went back must not put it off.
-            if now_ms < clock.tidy_at_ms && clock.tidy_at_ms <= now_ms + TIDY_EVERY_MS {
+            if now_ms < clock.tidy_at_ms && clock.tidy_at_ms <= later {
                 return clock.tidy_at_ms;
             }
+            // Before the look at the catalogue: a run that ends meanwhile asks for another one.
+            clock.tidy_at_ms = later;
             clock.seen
         };
         let rules = settings.backups.iter().map(|backup| (backup.name.as_str(), backup.keep));
-        let pause = match commit::tidy(&self.catalogue, &self.storage, rules, &seen, now_ms) {
+        let tidied = commit::tidy(&self.catalogue, &self.storage, rules, &seen, now_ms);
+        let mut clock = lock(&self.clock);
+        match tidied {
             Ok(tidied) => {
                 for run_id in &tidied.released {
                     log::info!("the keep rules let run {run_id} go");
                 }
-                TIDY_EVERY_MS
             }
             Err(error) => {
                 log::error!("failed to apply the keep rules: {error}");
-                TIDY_AGAIN_MS
+                clock.tidy_at_ms = clock.tidy_at_ms.min(now_ms + TIDY_AGAIN_MS);
             }
-        };
-        let mut clock = lock(&self.clock);
-        clock.tidy_at_ms = now_ms + pause;
+        }
         clock.tidy_at_ms
     }
 
