@@ -19,7 +19,6 @@ use crate::runs::state::{Outcome, Phase, Run};
 use crate::runs::table::Found;
 use crate::runs::worker::{Plan, check_delivery, check_size};
 use crate::store::{Space, Store};
-use crate::thread::Why;
 use crate::wire::{self, Ack, LogLevel, PartUrls, RunBackup, ServerMessage};
 
 /// The configuration held in the store; the empty one at the first start.
@@ -134,7 +133,9 @@ impl Dispatch {
             command.encrypted_dek,
             now_ms,
         );
-        let upload = run.creds.clone();
+        // Whoever knows none of this host's jobs has no business to make it send requests.
+        let known = self.config.jobs.iter().any(|job| job.id == run.job_id);
+        let upload = run.creds.clone().filter(|_| known);
         let refusal = match self.config.jobs.iter().find(|job| job.id == run.job_id) {
             None => Some(format!("job {:?} is not in this agent's configuration", run.job_id)),
             Some(job) => Plan::new(&run, job).err(),
@@ -252,8 +253,8 @@ impl Dispatch {
         for run_id in ended {
             self.forget(&run_id);
         }
-        for running in self.running.values().filter(|running| running.job_id == job_id) {
-            running.cancel.cancel(Why::Requested);
+        for running in self.running.values_mut().filter(|running| running.job_id == job_id) {
+            running.cancel();
         }
         self.highwater_or_log();
     }

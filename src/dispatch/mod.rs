@@ -21,6 +21,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -225,11 +226,31 @@ pub struct Dispatch {
 struct Running {
     job_id: String,
     cancel: Cancel,
-    /// Ends the post-hooks of a run that was cancelled before the process had to stop.
+    /// Ends the post-hooks.
     hurry: Cancel,
+    /// The outcome stands, only post-hooks are left.
+    finishing: Arc<AtomicBool>,
+    /// A cancel came while post-hooks ran.
+    asked: bool,
     creds: CredsCell,
     thread: JoinHandle<()>,
     deadline: Option<Instant>,
+}
+
+impl Running {
+    fn is_finishing(&self) -> bool {
+        self.finishing.load(Ordering::SeqCst)
+    }
+
+    /// Somebody wants it to end. Post-hooks may have a service to start again, so they end when asked twice.
+    fn cancel(&mut self) {
+        if !self.is_finishing() {
+            self.cancel.cancel(Why::Requested);
+        } else if self.asked || self.cancel.is_cancelled() {
+            self.hurry.cancel(Why::Requested);
+        }
+        self.asked = true;
+    }
 }
 
 /// A stop under way.
@@ -367,7 +388,7 @@ impl Dispatch {
             self.save_unsaved();
         }
         for running in self.running.values() {
-            if running.deadline.is_some_and(|deadline| deadline <= now) {
+            if !running.is_finishing() && running.deadline.is_some_and(|deadline| deadline <= now) {
                 running.cancel.cancel(Why::Timeout);
             }
         }
@@ -390,7 +411,7 @@ impl Dispatch {
         let deadlines = self
             .running
             .values()
-            .filter(|running| !running.cancel.is_cancelled())
+            .filter(|running| !running.cancel.is_cancelled() && !running.is_finishing())
             .filter_map(|running| running.deadline);
         let stopping = self.stopping.map(|stopping| {
             let all_told = self.running.values().all(|running| {

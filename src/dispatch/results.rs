@@ -37,6 +37,9 @@ pub(super) struct Decision {
 
 impl Dispatch {
     pub(super) fn on_report(&mut self, report: Report) {
+        if report.hooks_follow {
+            return self.on_stored(report);
+        }
         if let Some(running) = self.running.remove(&report.run_id)
             && running.thread.join().is_err()
         {
@@ -53,6 +56,18 @@ impl Dispatch {
         let timeout_sec = job.map_or(0, |job| job.timeout_sec);
         let verdict = judge(run, &report.outcome, &policy, timeout_sec);
         self.settle(Decision { run_id: report.run_id, verdict, warnings: report.warnings });
+    }
+
+    /// Post-hooks are about to run; should the agent be killed meanwhile, the run is complete all the same.
+    fn on_stored(&mut self, report: Report) {
+        let AttemptOutcome::Stored(stored) = report.outcome else { return };
+        let Some(run) = self.table.get_open(&report.run_id).cloned() else { return };
+        if let Err(error) = self.commit(vec![Run { stored: Some(stored), ..run }], Vec::new()) {
+            log::warn!(
+                "failed to note that the artifact of run {} is stored; a kill before its post-hooks end would repeat it: {error}",
+                report.run_id
+            );
+        }
     }
 
     /// Tries again what the store refused.
@@ -171,6 +186,9 @@ fn end_line(run: &Run) -> Result<String, String> {
 
 /// Decides over a report. Pure.
 fn judge(run: &Run, outcome: &AttemptOutcome, policy: &RetryPolicy, timeout_sec: u32) -> Verdict {
+    if let Some(stored) = &run.stored {
+        return Verdict::End(Outcome::Completed(stored.clone()));
+    }
     match outcome {
         // The store has it: a cancel after that loses.
         AttemptOutcome::Stored(stored) => Verdict::End(Outcome::Completed(stored.clone())),

@@ -1,6 +1,8 @@
 //! Starting runs: asks [`admission`](super::admission), makes the start durable, then starts the thread.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::admission::{Waiting, admit};
@@ -106,7 +108,8 @@ impl Dispatch {
                 retry: true,
             };
             let warnings = Vec::new();
-            self.on_report(worker::Report { run_id: run_id.to_owned(), outcome, warnings });
+            let run_id = run_id.to_owned();
+            self.on_report(worker::Report { run_id, outcome, warnings, hooks_follow: false });
         }
     }
 
@@ -117,6 +120,7 @@ impl Dispatch {
         left: Option<Duration>,
     ) -> std::io::Result<()> {
         let (cancel, hurry) = (Cancel::new()?, Cancel::new()?);
+        let finishing = Arc::<AtomicBool>::default();
         let ask = |upload_id: &str| messages::part_urls_asker(self.slots.clone(), &run, upload_id);
         let Some(creds) = run.creds.clone().map(|creds| CredsCell::new(creds, ask)) else {
             return Err(std::io::Error::other("the run came without an upload URL"));
@@ -131,12 +135,22 @@ impl Dispatch {
             job_id: run.job_id.clone(),
             cancel: cancel.clone(),
             hurry: hurry.clone(),
+            finishing: finishing.clone(),
+            asked: false,
             creds: creds.clone(),
             deadline: left.map(|left| Instant::now() + left),
             thread: worker::start(
                 &name,
                 self.workshop.clone(),
-                Attempt { run, job, target, deadline: left.map(Deadline::after), creds, hurry },
+                Attempt {
+                    run,
+                    job,
+                    target,
+                    deadline: left.map(Deadline::after),
+                    creds,
+                    hurry,
+                    finishing,
+                },
                 cancel,
                 self.on_progress.clone(),
                 self.reports.0.clone(),

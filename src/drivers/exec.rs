@@ -119,11 +119,11 @@ impl ExecError {
             Self::Signal { signal, .. } => [Signal::KILL, Signal::TERM, Signal::INT, Signal::HUP]
                 .iter()
                 .any(|passing| passing.as_raw() == *signal),
-            Self::Start { .. }
-            | Self::Exit { .. }
-            | Self::Follow { .. }
-            | Self::Sink(_)
-            | Self::Cancelled(_) => false,
+            // Too many processes, or too little memory for one more.
+            Self::Start { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory)
+            }
+            Self::Exit { .. } | Self::Follow { .. } | Self::Sink(_) | Self::Cancelled(_) => false,
         }
     }
 }

@@ -107,6 +107,11 @@ pub trait Driver {
     fn dumped_version(&self) -> Option<String> {
         None
     }
+
+    /// Whether the server gives up on a reader that pauses for a minute, so that the pace of an upload must not reach it.
+    fn hurries(&self) -> bool {
+        false
+    }
 }
 
 /// The driver for a target. Checks every string, but looks at nothing on the host yet.

@@ -108,9 +108,37 @@ pub(super) struct Flow<'a> {
     /// Bytes passed on.
     pub(super) bytes: u64,
     not_a_dump: bool,
+    /// A line that has to be in it, if there is one; `None` again once it was seen.
+    wanted: Option<Wanted>,
     size_bytes: Option<u64>,
     cx: &'a Context<'a>,
     out: &'a mut dyn Write,
+}
+
+/// Looks for a line at any cut of the stream.
+#[derive(Debug)]
+struct Wanted {
+    /// With the line ends on both sides.
+    line: String,
+    /// The end of what was looked at, shorter than the line.
+    carry: Vec<u8>,
+}
+
+impl Wanted {
+    fn is_in(&mut self, chunk: &[u8]) -> bool {
+        let line = self.line.as_bytes();
+        let within = |bytes: &[u8]| bytes.windows(line.len()).any(|window| window == line);
+        let seam = chunk.len().min(line.len() - 1);
+        self.carry.extend_from_slice(&chunk[..seam]);
+        if within(&self.carry) || within(chunk) {
+            return true;
+        }
+        self.carry
+            .extend_from_slice(&chunk[seam..][(chunk.len() - seam).saturating_sub(line.len())..]);
+        let surplus = self.carry.len().saturating_sub(line.len() - 1);
+        self.carry.drain(..surplus);
+        false
+    }
 }
 
 impl<'a> Flow<'a> {
@@ -121,11 +149,25 @@ impl<'a> Flow<'a> {
         cx: &'a Context<'a>,
         out: &'a mut dyn Write,
     ) -> Self {
-        Self { marks: Marks::new(format), bytes: 0, not_a_dump: false, size_bytes, cx, out }
+        let marks = Marks::new(format);
+        Self { marks, bytes: 0, not_a_dump: false, wanted: None, size_bytes, cx, out }
+    }
+
+    /// A dump without this line is not whole.
+    pub(super) fn want_line(&mut self, line: &str) {
+        self.wanted = Some(Wanted { line: format!("\n{line}\n"), carry: Vec::new() });
+    }
+
+    /// Whether the line that was wanted did not come.
+    pub(super) fn lacks_line(&self) -> bool {
+        self.wanted.is_some()
     }
 
     /// Passes the next chunk on.
     pub(super) fn pass(&mut self, chunk: &[u8]) -> io::Result<()> {
+        if self.wanted.as_mut().is_some_and(|wanted| wanted.is_in(chunk)) {
+            self.wanted = None;
+        }
         let parts = match self.marks.feed(chunk) {
             Ok(parts) => parts,
             Err(NotADump) => {
@@ -237,6 +279,19 @@ mod tests {
         }
         let bytes: Vec<_> = WHOLE.chunks(1).collect();
         assert_eq!(passed(&bytes), (WHOLE.to_vec(), true));
+    }
+
+    #[test]
+    fn a_wanted_line_is_found_at_any_cut() {
+        let wanted = || Wanted { line: "\n-- here\n".to_owned(), carry: Vec::new() };
+        let text = b"one\ntwo\n-- here\nthree\n";
+        for size in 1..=text.len() {
+            let mut looked = wanted();
+            assert!(text.chunks(size).any(|chunk| looked.is_in(chunk)), "chunks of {size}");
+            let mut looked = wanted();
+            let other = b"one\ntwo -- here\n-- here, not\n-- her\n";
+            assert!(!other.chunks(size).any(|chunk| looked.is_in(chunk)), "chunks of {size}");
+        }
     }
 
     #[test]

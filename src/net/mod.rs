@@ -14,5 +14,5 @@ pub use connect::{connect, connect_any};
 pub use error::NetError;
 pub use proxy::{bypassed, check_proxy, open_tunnel};
 pub use resolve::{resolve, resolve_sparing};
-pub use roots::{provider, root_store};
+pub use roots::{only_root, provider, root_store};
 pub use wait::{Waited, wait_any, wait_readable, wait_writable};

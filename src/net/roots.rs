@@ -37,6 +37,16 @@ pub fn root_store(extra: Option<&Path>) -> Result<RootCertStore, NetError> {
     Ok(roots)
 }
 
+/// The certificates of this file (PEM) and no others.
+///
+/// # Errors
+/// When it cannot be read or holds no certificate.
+pub fn only_root(file: &Path) -> Result<RootCertStore, NetError> {
+    let mut roots = RootCertStore::empty();
+    add_file(&mut roots, file)?;
+    Ok(roots)
+}
+
 fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), NetError> {
     let fail = |reason: String| NetError::CaFile { path: path.to_owned(), reason };
     let certificates = CertificateDer::pem_file_iter(path).map_err(|e| fail(e.to_string()))?;

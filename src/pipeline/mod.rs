@@ -183,7 +183,15 @@ fn attempt(mut order: Order<'_>, cancel: &Cancel) -> Result<Outcome, PipelineErr
             size_hint_bytes: prepared.size_hint_bytes,
         },
     };
-    let made = match (order.places.clone(), creds.multipart) {
+    let in_peace = order.driver.hurries()
+        && !creds.put_url.is_empty()
+        && prepared.size_hint_bytes.is_some_and(|bytes| bytes <= MAX_PUT_BYTES);
+    let made = match (order.places.clone(), &creds.multipart) {
+        // Its server must not wait for the upload, so it is completed here first; as long as one PUT can take it.
+        (Some(_), Some(_)) if in_peace => {
+            order.upload.check_single(&creds)?;
+            in_one(order, &bench, &spool_dir)?
+        }
         (Some(places), Some(multipart)) => {
             in_parts(order, &bench, &places, multipart.part_size_bytes)?
         }
@@ -247,11 +255,13 @@ fn in_parts(
     let compression = order.compression;
     let least = spool::least_size(compression, stages.size_hint_bytes.unwrap_or(0));
     let plan = PartPlan::new(part_size_bytes)
+        .and_then(|plan| plan.for_dump_of(stages.size_hint_bytes))
         .and_then(|plan| plan.check_size(least).map(|()| plan))
         .map_err(UploadError::from)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let compressor = compress::memory_bytes(compression, order.limits.compress_threads);
-    let workers = plan.workers(cores, compressor);
+    // Lines that share a limit wait for each other.
+    let workers = if order.upload.is_limited() { 1 } else { plan.workers(cores, compressor) };
     reporter.enter(Step::Dumping);
     let sender = upload::Sender::new(order.upload, order.deadline, context.cancel);
     let (dumped, parts) =

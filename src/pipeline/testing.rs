@@ -309,6 +309,7 @@ type Prepare = dyn FnMut(&Context<'_>) -> Result<Prepared, DriverError> + Send;
 pub(super) struct Fake {
     pub(super) prepare: Box<Prepare>,
     pub(super) dump: Box<Dump>,
+    pub(super) hurries: bool,
 }
 
 impl Fake {
@@ -330,7 +331,7 @@ impl Fake {
                 warnings: vec!["prepared".into()],
             })
         };
-        Self { prepare: Box::new(prepare), dump: Box::new(dump) }
+        Self { prepare: Box::new(prepare), dump: Box::new(dump), hurries: false }
     }
 }
 
@@ -341,6 +342,10 @@ impl Driver for Fake {
 
     fn dump(&mut self, cx: &Context<'_>, out: &mut dyn Write) -> Result<Dumped, DriverError> {
         (self.dump)(cx, out)
+    }
+
+    fn hurries(&self) -> bool {
+        self.hurries
     }
 }
 

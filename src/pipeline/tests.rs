@@ -342,6 +342,7 @@ fn small_artifacts_need_no_disk() {
 fn a_hint_that_is_too_large_fails_before_the_dump() {
     let bench = Bench { compression: Compression::None, ..Bench::new() };
     let driver = Fake {
+        hurries: false,
         prepare: Box::new(|_| {
             Ok(Prepared { size_hint_bytes: Some(20 << 30), ..Prepared::default() })
         }),
@@ -482,6 +483,7 @@ fn progress_is_thin_and_has_percentages() {
     let bench = Bench { compression: Compression::None, ..Bench::new() };
     let store = ok_store();
     let driver = Fake {
+        hurries: false,
         prepare: Box::new(|_| {
             Ok(Prepared { size_hint_bytes: Some(8 << 20), ..Prepared::default() })
         }),

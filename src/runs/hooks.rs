@@ -9,11 +9,11 @@
 //!   its author knows whether that would be safe; with exit code 75 (`EX_TEMPFAIL`) it says that it would be.
 //! - Post-hooks run once a pre-hook or the dump began, whatever came of it: success, failure, cancel, timeout.
 //!   What they do changes nothing of the outcome; a failing one is a warning of the run, and the next one
-//!   runs. Only a killed agent runs none: its run becomes a new attempt, pre-hooks first. As the report comes behind the
-//!   post-hooks, that is so even if the artifact was stored already.
-//! - A cancel, the run's timeout or the stop of the agent ends the hook that is running at that moment within
-//!   2 s. The post-hooks behind it still run, and a run that was cancelled ends when they have; while the agent
-//!   stops they have [`STOP_BUDGET`] together.
+//!   runs. Only a killed agent runs none: its run becomes a new attempt, pre-hooks first, unless the artifact was
+//!   stored: that is durable before the post-hooks begin, and such a run is complete without them.
+//! - A cancel or the run's timeout ends a pre-hook within 2 s. It does not end post-hooks, which may have a service to
+//!   start again: those of a cancelled run have [`CANCEL_BUDGET`] together, and a second cancel, or one that came too
+//!   late to change the outcome and is repeated, ends them. While the agent stops they have [`STOP_BUDGET`] together.
 //! - Bounds: [`MAX_HOOKS`] a list, [`MAX_COMMAND_BYTES`] a command, `BACKUPY_HOOK_TIMEOUT` (5 min, at most 15) for
 //!   each, [`BUDGET`] for all of an attempt, of which [`RESERVE`] is kept for the post-hooks. Of each stream
 //!   the last 8 KiB are kept: a failed hook's are told as warnings, another's stand in the agent's own log.
@@ -45,6 +45,8 @@ pub const MAX_COMMAND_BYTES: usize = 4 << 10;
 pub const BUDGET: Duration = Duration::from_secs(30 * 60);
 /// What pre-hooks leave for the post-hooks.
 pub const RESERVE: Duration = Duration::from_secs(5 * 60);
+/// For all post-hooks together of a run that was cancelled.
+pub const CANCEL_BUDGET: Duration = Duration::from_secs(60);
 /// For all post-hooks together while the agent stops; dispatch waits a little longer.
 pub const STOP_BUDGET: Duration = Duration::from_secs(5);
 
@@ -112,7 +114,7 @@ pub fn check_list(kind: &str, list: &[String]) -> Result<(), String> {
 pub struct Stops<'a> {
     /// The attempt's own token.
     pub cancel: &'a Cancel,
-    /// Ends post-hooks when the first one was used up by a cancel.
+    /// Ends post-hooks, and those behind them do not run.
     pub hurry: &'a Cancel,
     /// The end of the run's timeout; it does not bind post-hooks.
     pub deadline: Option<Deadline>,
@@ -190,13 +192,16 @@ impl<'a> Hooks<'a> {
             | AttemptOutcome::Stopped(Why::Timeout | Why::Sibling) => ("failed", 0),
             AttemptOutcome::Stopped(Why::Requested | Why::Shutdown) => ("cancelled", 0),
         };
-        let mut stopping: Option<Deadline> = None;
+        let cancelled = matches!(outcome, AttemptOutcome::Stopped(Why::Requested));
+        let mut budget = cancelled.then(|| Deadline::after(CANCEL_BUDGET));
+        let mut stopping = false;
         for (at, command) in self.job.post_hooks.iter().enumerate() {
             let name = format!("post-hook {}", at + 1);
-            if self.stops.cancel.why() == Some(Why::Shutdown) {
-                stopping.get_or_insert_with(|| Deadline::after(STOP_BUDGET));
+            if !stopping && self.stops.cancel.why() == Some(Why::Shutdown) {
+                stopping = true;
+                budget = Some(Deadline::after(STOP_BUDGET));
             }
-            let left = stopping.map_or(BUDGET.saturating_sub(self.used), Deadline::remaining);
+            let left = budget.map_or(BUDGET.saturating_sub(self.used), Deadline::remaining);
             if left.is_zero() || self.stops.hurry.is_cancelled() {
                 self.warn(format!("{name} did not run: no time was left for it"));
                 continue;

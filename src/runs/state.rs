@@ -44,6 +44,9 @@ pub struct Run {
     pub cancel_requested: bool,
     /// Why the last attempt failed.
     pub last_error: String,
+    /// The store has the artifact, and post-hooks are all that is left of the run.
+    #[serde(default)]
+    pub stored: Option<Stored>,
 }
 
 /// Where a run stands.
@@ -155,6 +158,7 @@ impl Run {
             not_before_ms: 0,
             cancel_requested: false,
             last_error: String::new(),
+            stored: None,
         }
     }
 
@@ -215,6 +219,9 @@ impl Run {
 
     /// What becomes of a run that is found `running` when the agent starts.
     pub fn resume(&self, now_ms: u64) -> Resume {
+        if let Some(stored) = &self.stored {
+            return Resume::End(Outcome::Completed(stored.clone()));
+        }
         if self.cancel_requested {
             return Resume::End(Outcome::Cancelled);
         }

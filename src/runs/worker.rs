@@ -1,7 +1,7 @@
 //! Carries out one attempt of a run on its own thread and reports how it ended.
 //!
 //! Order: what can be known is checked, pre-hooks, the pipeline at its lowered priority, post-hooks, the report.
-//! Between the store's 2xx and the report only post-hooks lie, which no cancel turns into another outcome.
+//! The store's 2xx is the end of the run, whatever its post-hooks do: it is told, and made durable, before they run.
 //!
 //! A worker knows nothing of the link, the outbox or the table: it gets values and sends one [`Report`],
 //! also when it panics.
@@ -9,6 +9,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -54,6 +55,8 @@ pub struct Attempt {
     pub creds: CredsCell,
     /// Ends the post-hooks of an attempt that was cancelled already.
     pub hurry: Cancel,
+    /// Set by the worker once the outcome stands and only post-hooks are left, which no timeout ends.
+    pub finishing: Arc<AtomicBool>,
 }
 
 /// Upload credentials that dispatch may replace while the attempt goes on.
@@ -122,6 +125,8 @@ pub struct Report {
     pub outcome: AttemptOutcome,
     /// Things to tell that did not fail it.
     pub warnings: Vec<String>,
+    /// Only post-hooks are left, and another report comes behind them.
+    pub hooks_follow: bool,
 }
 
 /// Told about progress, with run and job; called on the run's threads.
@@ -179,6 +184,11 @@ pub fn check_delivery(parts: &[PartUrl]) -> Result<(), String> {
 
 fn check_parts(parts: &[PartUrl], limit: usize) -> Result<(), String> {
     let sizes = parts.iter().map(|part| part.url.expose().len());
+    if let Some(size) = sizes.clone().find(|size| *size > MAX_URL_BYTES) {
+        return Err(format!(
+            "a part's URL has {size} bytes, but at most {MAX_URL_BYTES} are taken"
+        ));
+    }
     if parts.len() > MAX_PART_URLS || sizes.sum::<usize>() > limit {
         return Err(format!(
             "there are URLs for {} parts, but at most {MAX_PART_URLS} with {limit} bytes together are taken",
@@ -230,11 +240,18 @@ pub fn start(
 ) -> io::Result<JoinHandle<()>> {
     thread::spawn(name, move || {
         let run_id = attempt.run.run_id.clone();
+        let stored = |outcome: &AttemptOutcome| {
+            let (run_id, outcome) = (run_id.clone(), outcome.clone());
+            // Nobody there: the report behind the hooks says so.
+            let _ =
+                reports.send(Report { run_id, outcome, warnings: Vec::new(), hooks_follow: true });
+        };
         let result = catch_unwind(AssertUnwindSafe(|| {
-            carry_out(&workshop, &attempt, &cancel, &on_progress)
+            carry_out(&workshop, &attempt, &cancel, &on_progress, &stored)
         }));
         let (outcome, warnings) = result.unwrap_or_else(|_| (panicked(), Vec::new()));
-        if reports.send(Report { run_id: run_id.clone(), outcome, warnings }).is_err() {
+        let report = Report { run_id: run_id.clone(), outcome, warnings, hooks_follow: false };
+        if reports.send(report).is_err() {
             log::warn!("run {run_id} ended after dispatch; it is resumed at the next start");
         }
     })
@@ -245,6 +262,7 @@ fn carry_out(
     attempt: &Attempt,
     cancel: &Cancel,
     on_progress: &OnProgress,
+    on_stored: &dyn Fn(&AttemptOutcome),
 ) -> Attempted {
     let run = &attempt.run;
     let permanent =
@@ -268,7 +286,15 @@ fn carry_out(
         }),
         Err(outcome) => (outcome, Vec::new()),
     };
-    warnings.extend(hooks.after(&outcome));
+    attempt.finishing.store(true, Ordering::SeqCst);
+    if matches!(outcome, AttemptOutcome::Stored(_)) && !attempt.job.post_hooks.is_empty() {
+        on_stored(&outcome);
+    }
+    // Whatever happens there, the outcome stands.
+    let told = catch_unwind(AssertUnwindSafe(|| hooks.after(&outcome)));
+    warnings.extend(told.unwrap_or_else(|_| {
+        vec!["internal error: the post-hooks panicked; the agent's log has the details".to_owned()]
+    }));
     (outcome, warnings)
 }
 

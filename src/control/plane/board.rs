@@ -30,6 +30,8 @@ pub(super) struct Tracked {
     pub percent: u32,
     /// How often it was sent; tells the answers apart.
     pub sent: u32,
+    /// The agent needs another order for its next attempt.
+    pub wants_order: bool,
 }
 
 /// A change that a follower is told about; it looks up the rest.
@@ -104,6 +106,7 @@ impl Board {
                 step: String::new(),
                 percent: 0,
                 sent: 0,
+                wants_order: false,
             },
         );
     }
@@ -120,7 +123,8 @@ impl Board {
 
     /// The runs that the agent must be told of.
     pub fn unsent(&self) -> Vec<String> {
-        let waiting = |(_, run): &(&String, &Tracked)| run.open.stage == Stage::Waiting;
+        let waiting =
+            |(_, run): &(&String, &Tracked)| run.open.stage == Stage::Waiting || run.wants_order;
         self.open.iter().filter(waiting).map(|(id, _)| id.clone()).collect()
     }
 
@@ -141,6 +145,7 @@ impl Board {
             | JobStatus::Failed
             | JobStatus::Cancelled => {}
         }
+        run.wants_order |= asks == Asks::NewAttempt;
         self.changed(&update.run_id);
         asks
     }

@@ -38,7 +38,7 @@ impl Desk for Plane {
         if let Some(old) = old {
             old.hang_up();
         }
-        self.send_waiting(now_ms);
+        self.order_waiting(now_ms);
         config
     }
 
@@ -129,7 +129,7 @@ impl Plane {
             JobStatus::Success => Ok(()),
             JobStatus::Queued | JobStatus::Running | JobStatus::Unspecified => {
                 if self.board().update(update, now_ms) == Asks::NewAttempt {
-                    self.send(&update.run_id, now_ms);
+                    self.order_waiting(now_ms);
                 }
                 Ok(())
             }

@@ -184,7 +184,7 @@ impl Plane {
             return Ok(run_id.to_owned());
         }
         let run_id = self.begin(backup, None, now_ms).map_err(BeginError::Books)?;
-        self.send_waiting(now_ms);
+        self.order_waiting(now_ms);
         self.nudge();
         Ok(run_id)
     }

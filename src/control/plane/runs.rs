@@ -82,6 +82,11 @@ impl Plane {
     }
 
     /// Sends the runs that their agent was not told of.
+    /// Orders what waits: at once, or, where that asks a service elsewhere that may hang, on the scheduler's thread.
+    pub(super) fn order_waiting(&self, now_ms: u64) {
+        if self.0.books.orders_take_time() { self.nudge() } else { self.send_waiting(now_ms) }
+    }
+
     pub(super) fn send_waiting(&self, now_ms: u64) {
         let waiting = {
             let board = self.board();
@@ -122,9 +127,11 @@ impl Plane {
         });
         if line.send(Command { correlation_id, message })
             && let Some(run) = self.board().open.get_mut(run_id)
-            && run.open.stage == Stage::Waiting
         {
-            run.open.enter(Stage::Sent, now_ms);
+            run.wants_order = false;
+            if run.open.stage == Stage::Waiting {
+                run.open.enter(Stage::Sent, now_ms);
+            }
         }
     }
 

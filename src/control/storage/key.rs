@@ -72,6 +72,11 @@ impl ObjectKey {
         self.0.split_once('/').map_or("", |(backup, _)| backup)
     }
 
+    /// The run that it was made for.
+    pub fn run_id(&self) -> Option<&str> {
+        self.file().split('-').nth(1)
+    }
+
     /// The file's name.
     pub fn file(&self) -> &str {
         self.0.split_once('/').map_or("", |(_, file)| file)

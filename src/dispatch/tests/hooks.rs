@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::rig::{Rig, config, job};
 use crate::model::{Job, RetryPolicy};
+use crate::runs::table::{Found, Table};
 use crate::wire::ServerMessage;
 
 const TELL: &str = "echo $BACKUPY_STATUS $BACKUPY_SIZE_BYTES >> LOG";
@@ -94,8 +95,48 @@ fn a_cancel_during_a_post_hook_of_a_stored_artifact_loses() {
     }
     rig.say("stop it", ServerMessage::CancelJob { job_id: "j".into() });
     assert_eq!(rig.next(), "ack stop it");
+    rig.expect_nothing();
+    rig.say("I mean it", ServerMessage::CancelJob { job_id: "j".into() });
+    assert_eq!(rig.next(), "ack I mean it");
     assert_eq!(rig.next(), "log post-hook 1 was ended before it was done");
     rig.expect_success("r1");
+}
+
+/// The store has the artifact, and that is on disk before the hook begins: no second dump, no other end.
+#[test]
+fn a_killed_agent_knows_of_the_artifact_that_was_stored_before_its_post_hooks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (job, _) = hooked(dir.path(), &[], &["exec sleep 600"]);
+    let mut rig = Rig::start(config(vec![job]));
+    rig.run("r1", "j");
+    rig.upload().answer(200);
+    rig.expect_acks(1);
+    let noted = |rig: &mut Rig| {
+        let table = Table::load(rig.store()).unwrap();
+        matches!(table.find("r1").unwrap(), Found::Open(run) if run.stored.is_some())
+    };
+    while !noted(&mut rig) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    rig.say("too late", ServerMessage::CancelJob { job_id: "j".into() });
+    assert_eq!(rig.next(), "ack too late");
+    rig.crash();
+    rig.restart();
+    rig.expect_success("r1");
+    assert_eq!(rig.uploads_seen(), 1);
+}
+
+/// A hook that starts a service again must not die by the run's timeout.
+#[test]
+fn the_timeout_does_not_bind_post_hooks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (job, log) = hooked(dir.path(), &[], &["sleep 2; echo started >> LOG"]);
+    let mut rig = Rig::start(config(vec![Job { timeout_sec: 1, ..job }]));
+    rig.run("r1", "j");
+    rig.upload().answer(200);
+    rig.expect_acks(1);
+    rig.expect_success("r1");
+    assert_eq!(read(&log), "started\n");
 }
 
 #[test]

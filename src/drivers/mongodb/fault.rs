@@ -98,7 +98,12 @@ const WORDS: [(Make, &[&str]); 6] = [
 impl MongoFault {
     /// What a tool's words mean.
     pub(super) fn read(said: Said) -> Self {
-        let make = WORDS.iter().find(|(_, words)| said.has_any(words)).map(|(make, _)| *make);
+        let make = said.read(|text| {
+            // Before it stand the names of collections, which may be any of the words.
+            let failure = text.rsplit_once("Failed: ").map_or(text, |(_, failure)| failure);
+            let occurs = |words: &&[&str]| words.iter().any(|word| failure.contains(word));
+            WORDS.iter().find(|(_, words)| occurs(words)).map(|(make, _)| *make)
+        });
         make.unwrap_or(Self::Other)(said)
     }
 

@@ -87,7 +87,7 @@ fn names(databases: &BTreeSet<&str>, into: &str) -> Result<Vec<OsString>, Driver
         return Ok(vec![super::option("nsInclude", format!("{into}.*"))]);
     }
     match databases.iter().collect::<Vec<_>>().as_slice() {
-        [] => Ok(Vec::new()),
+        [] => wrong("cannot be found in the archive, which names no collection; name none to load it as it is".to_owned()),
         [one] => {
             check_database(one)?;
             let from = super::option("nsFrom", format!("{one}.*"));

@@ -33,6 +33,8 @@ pub(super) struct Facts {
     pub(super) version: String,
     pub(super) size_bytes: Option<u64>,
     pub(super) warnings: Vec<String>,
+    /// Whether tables are hidden from the user.
+    pub(super) blind: bool,
 }
 
 /// Asks it.
@@ -107,6 +109,7 @@ fn read(answer: &str, database: &str, facts: &mut Facts) {
         ));
     }
     let unseen = grants::unseen(&granted, database);
+    facts.blind = unseen.iter().any(|what| what.starts_with("tables"));
     if !unseen.is_empty() {
         facts.warnings.push(format!(
             "the user may not see everything, and what it does not see is not in the dump; grant it the rights for: {}",

@@ -45,6 +45,10 @@ pub enum MySqlFault {
     Other(Said),
 }
 
+/// What a connection that broke says of itself under TLS.
+const CUT: [&str; 4] =
+    ["when dumping table", "unexpected eof", "Connection reset by peer", "Broken pipe"];
+
 impl MySqlFault {
     /// What a tool's words mean.
     pub(in crate::drivers) fn read(said: Said) -> Self {
@@ -54,6 +58,8 @@ impl MySqlFault {
             Some(1251 | 1524 | 2058 | 2059 | 2061) => Self::Plugin,
             Some(1049) => Self::NoDatabase,
             Some(1044 | 1142 | 1143 | 1227 | 1345 | 1370) => Self::Permission,
+            // TLS that was there and ended is a lost connection.
+            Some(2026) if said.has_any(&CUT) => Self::Lost,
             Some(2026 | 3159) => Self::Tls,
             Some(1040 | 1203 | 1226 | 2001..=2005 | 2009) => Self::Unreachable,
             Some(1153 | 2020) => Self::TooLarge,

@@ -63,7 +63,7 @@ fn parse(line: &str) -> Option<Grant<'_>> {
         .unwrap_or(rest);
     let (database, rest) = identifier(rest)?;
     let (table, _) = identifier(rest.strip_prefix('.')?)?;
-    Some(Grant { rights: rights.split(", ").collect(), database, table })
+    Some(Grant { rights: rights.split(',').map(str::trim).collect(), database, table })
 }
 
 /// `*`, or a name in backticks.

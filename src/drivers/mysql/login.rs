@@ -8,8 +8,8 @@
 //! the host could otherwise read the host's own secrets with a server of their own, by asking for the
 //! password in the clear. MariaDB's tools are kept from that by a plugin directory with nothing in it; MySQL's
 //! have no such switch, so with them a host on a public address is refused. Neither is needed where the server
-//! has to prove itself by a certificate (then the tool is given the name, which the certificate is checked
-//! against), or where the password is the control plane's own.
+//! has to prove itself by a certificate of a CA that this host has in a file (anybody has one of a public CA, for a
+//! name of their own), or where the password is the control plane's own.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -192,14 +192,21 @@ impl Login {
     ) -> Result<bool, DriverError> {
         let reference = self.password_ref.expose();
         let ours = reference.starts_with("env:") || reference.starts_with("file:");
-        let Server::Address(address, _) = server else { return Ok(false) };
-        let address = address.to_canonical();
-        if policy.trust == Trust::Local || !ours || address.is_loopback() {
+        let proven = self.verifies_server() && self.ca_file.is_some();
+        if policy.trust == Trust::Local || !ours || proven {
             return Ok(false);
         }
+        let near = match server {
+            Server::Socket(_) => return Ok(false),
+            Server::Address(address, _) if address.to_canonical().is_loopback() => {
+                return Ok(false);
+            }
+            Server::Address(address, _) => is_private(address.to_canonical()),
+            Server::Name(..) => false,
+        };
         match family {
             Family::MariaDb => Ok(true),
-            Family::MySql if is_private(address) => Ok(false),
+            Family::MySql if near => Ok(false),
             Family::MySql => Err(DriverError::NotAllowed {
                 what: "a database host on a public address together with a password of this host, which MySQL's own tools \
                        might send to it in the clear (install MariaDB's client tools)"

@@ -30,6 +30,8 @@ use super::sqltext::{Flow, Format};
 use super::{Context, Driver, DriverError, Dumped, Prepared};
 use crate::model::{Connection, Engine};
 
+/// In every dump of all databases by a user who may see them.
+const OWN_DATABASE: &str = "-- Current Database: `mysql`";
 /// Warnings of the tool that are passed on.
 const MAX_WARNINGS: usize = 5;
 
@@ -94,6 +96,14 @@ impl MySql {
         let (at, facts) =
             first_open(&servers, |server| ask::ask(&self.login, &client, server, cx))?;
         servers.swap(0, at);
+        if self.login.database.is_empty() && facts.blind {
+            return Err(DriverError::Setting {
+                field: "user name",
+                problem: "is of a user who may not read all databases; GRANT SELECT, SHOW VIEW, TRIGGER, EVENT ON *.* to it, or \
+                          name one database"
+                    .to_owned(),
+            });
+        }
         Ok(Found { tool, servers, facts: Some(facts) })
     }
 
@@ -118,6 +128,11 @@ impl MySql {
         flow.begins_as_a_dump(name)?;
         let said = ended.map_err(|error| self.explain(found, error))?;
         flow.is_whole(name)?;
+        if flow.lacks_line() {
+            let problem = "does not hold the server's own database: the user may not see everything; GRANT SELECT, SHOW VIEW, \
+                           TRIGGER, EVENT ON *.* to it, or name one database";
+            return Err(DriverError::BadDump { problem });
+        }
         Ok(said.lines().filter(|line| !fault::is_chatter(line)).take(MAX_WARNINGS).collect())
     }
 }
@@ -178,6 +193,10 @@ impl Driver for MySql {
         };
         let size_bytes = found.facts.as_ref().and_then(|facts| facts.size_bytes);
         let mut flow = Flow::new(&FORMAT, size_bytes, cx, out);
+        if self.login.database.is_empty() {
+            // The tool leaves out what the user cannot see, without a word.
+            flow.want_line(OWN_DATABASE);
+        }
         let (_, warnings) = first_open(&found.servers, |server| {
             match self.dump_from(&found, server, cx, &mut flow) {
                 // What was passed on cannot be taken back.
@@ -193,6 +212,11 @@ impl Driver for MySql {
 
     fn dumped_version(&self) -> Option<String> {
         self.version.clone()
+    }
+
+    /// A server hangs up on a reader that pauses for `net_write_timeout`, 60 s, which `mariadb-dump` cannot raise.
+    fn hurries(&self) -> bool {
+        true
     }
 }
 

@@ -55,7 +55,13 @@ pub(super) fn dump(
     let (passfile, stuck) = (login.passfile.as_ref(), cx.limits.stuck_timeout);
     let ended = site.run(&tool, passfile, stuck, cx, &mut |c| flow.pass(c));
     flow.begins_as_a_dump(TOOL)?;
-    let said = ended.map_err(fault::explain)?;
+    let said = ended.map_err(|error| match fault::explain(error) {
+        // It was there when the tool made its list.
+        DriverError::Postgres(PostgresFault::NoDatabase(said)) if flow.bytes > 0 => {
+            DriverError::Postgres(PostgresFault::Conflict(said))
+        }
+        other => other,
+    })?;
     flow.is_whole(TOOL)?;
     Ok(Dumped { bytes: flow.bytes, warnings: said.lines().take(MAX_WARNINGS).collect() })
 }

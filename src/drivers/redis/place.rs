@@ -79,8 +79,8 @@ impl Settings {
     /// The addresses to try; those that a control plane may name.
     ///
     /// Redis is told a password in the clear. Whoever names both a host and a reference could read this host's
-    /// secrets with a server of their own, so from a control plane elsewhere a referenced password goes to
-    /// loopback and private addresses only.
+    /// secrets with a server of their own (and a certificate for it), so from a control plane elsewhere a referenced
+    /// password goes to loopback and private addresses only, or to a server whose CA the host has in a file.
     ///
     /// # Errors
     /// When the look-up fails, or an address is not allowed.
@@ -95,9 +95,11 @@ impl Settings {
             Trust::Local => Ok(net::resolve(host, port, deadline, cx.cancel)?),
             Trust::Remote => {
                 let found = address::allowed(host, port, cx.cancel)?;
-                if self.tls.is_none() && self.refers() && !found.iter().copied().all(near) {
+                // Anybody has a certificate for a name of their own; only a CA of this host's choice is proof.
+                let proven = self.tls.as_ref().is_some_and(|tls| tls.ca_file.is_some());
+                if !proven && self.refers() && !found.iter().copied().all(near) {
                     let what = "a public address together with a password reference, for Redis would be told \
-                                that password in the clear"
+                                that password in the clear (a TLS CA file of this host's own proves the server)"
                         .to_owned();
                     return Err(DriverError::NotAllowed { what });
                 }

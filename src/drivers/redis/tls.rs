@@ -12,6 +12,7 @@ use super::place::Tls;
 use crate::clock::Deadline;
 use crate::drivers::cafile;
 use crate::drivers::{Context, DriverError};
+use crate::model::Trust;
 use crate::net::{self, Waited, wait_readable, wait_writable};
 use crate::thread::Why;
 
@@ -32,7 +33,11 @@ pub(super) fn agree(
     let fault = |reason: String| DriverError::from(RedisFault::Tls(reason));
     let ca_file =
         wanted.ca_file.as_deref().map(|file| cafile::admit(file, cx.policy)).transpose()?;
-    let roots = net::root_store(ca_file.as_deref()).map_err(|error| fault(error.to_string()))?;
+    let roots = match (&ca_file, cx.policy.trust) {
+        (Some(file), Trust::Remote) => net::only_root(file),
+        (file, Trust::Remote | Trust::Local) => net::root_store(file.as_deref()),
+    };
+    let roots = roots.map_err(|error| fault(error.to_string()))?;
     let config = ClientConfig::builder_with_provider(net::provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| fault(error.to_string()))?

@@ -169,6 +169,9 @@ pub enum Fault {
     Unsure,
 }
 
+/// S3's code for an upload in parts that is not there any more.
+const NO_SUCH_UPLOAD: &str = "NoSuchUpload";
+
 impl Fault {
     /// Whether the same bytes may be taken at another try.
     pub fn retry(&self) -> bool {
@@ -185,12 +188,14 @@ impl Fault {
             Fault::Cancelled(why) => *why == Why::Shutdown,
             // A new dump may go better, but these bytes are lost: see `retry_same_bytes`.
             Fault::Spool(_) | Fault::Changed => true,
+            // The next attempt gets an upload of its own.
+            Fault::Unsure => true,
+            Fault::Refused { status: 404, code, .. } if code == NO_SUCH_UPLOAD => true,
             Fault::Url { .. }
             | Fault::Expired
             | Fault::Refused { .. }
             | Fault::Plan(_)
             | Fault::NoPlace { .. }
-            | Fault::Unsure
             | Fault::Redirected { .. } => false,
         }
     }
@@ -198,9 +203,12 @@ impl Fault {
     /// Whether another try within this attempt makes sense.
     pub(super) fn retry_same_bytes(&self) -> bool {
         match self {
-            Fault::Spool(_) | Fault::Changed | Fault::Cancelled(_) | Fault::PlaceTimeout { .. } => {
-                false
-            }
+            Fault::Spool(_)
+            | Fault::Changed
+            | Fault::Cancelled(_)
+            | Fault::PlaceTimeout { .. }
+            | Fault::Unsure => false,
+            Fault::Refused { code, .. } if code == NO_SUCH_UPLOAD => false,
             Fault::Url { .. }
             | Fault::Expired
             | Fault::Net(_)
@@ -214,7 +222,6 @@ impl Fault {
             | Fault::Redirected { .. }
             | Fault::Plan(_)
             | Fault::NoPlace { .. }
-            | Fault::Unsure
             | Fault::Protocol(_) => self.retry(),
         }
     }
@@ -267,7 +274,7 @@ impl fmt::Display for Fault {
             Fault::Refused { status, code } => {
                 write!(f, "the store refused it: {}", Answer(*status, code))?;
                 match status {
-                    404 if code == "NoSuchUpload" => f.write_str(
+                    404 if code == NO_SUCH_UPLOAD => f.write_str(
                         "; the multipart upload was given up or cleaned away, the next run gets a new one",
                     ),
                     401 | 403 => f.write_str("; check the permissions that the URL was signed with"),

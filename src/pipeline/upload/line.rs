@@ -32,6 +32,8 @@ use crate::thread::Cancel;
 pub(super) const MAX_ANSWER_HEAD: usize = 64 << 10;
 const INPUT_BUFFER: usize = 16 << 10;
 const OUTPUT_BUFFER: usize = 128 << 10;
+/// Under a limit: small pieces, so that no line falls silent for so long that the store gives up on it.
+const PACED_OUTPUT_BUFFER: usize = 16 << 10;
 
 /// What the line tells about one exchange beside its bytes.
 #[derive(Default)]
@@ -108,7 +110,8 @@ impl Connector {
             interim: 0,
         };
         socket.handshake(deadline)?;
-        let buffers = LazyBuffers::new(INPUT_BUFFER, OUTPUT_BUFFER);
+        let output = if self.paces.is_empty() { OUTPUT_BUFFER } else { PACED_OUTPUT_BUFFER };
+        let buffers = LazyBuffers::new(INPUT_BUFFER, output);
         let paces = self.paces.clone();
         Ok(Line { socket, buffers, timing: self.timing, paces, answer: None })
     }

@@ -136,6 +136,11 @@ impl Uploader {
         self
     }
 
+    /// Whether its uploads keep to a limit.
+    pub fn is_limited(&self) -> bool {
+        !self.paces.is_empty()
+    }
+
     /// The same with another timing.
     #[must_use]
     pub fn with_timing(self, timing: Timing) -> Self {
@@ -155,6 +160,14 @@ impl Uploader {
         }
         PartPlan::new(multipart.part_size_bytes)?;
         Ok(())
+    }
+
+    /// As [`Uploader::check`], for the single PUT beside an upload in parts.
+    ///
+    /// # Errors
+    /// When its URL is malformed or not allowed, or has expired.
+    pub fn check_single(&self, creds: &UploadCreds) -> Result<(), UploadError> {
+        self.check_url(&creds.put_url, creds.expires_at_ms).map(drop)
     }
 
     /// Sends the artifact until the store has it.

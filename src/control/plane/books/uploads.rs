@@ -18,6 +18,9 @@ const URL_MIN: Duration = Duration::from_secs(3600);
 const URL_MARGIN: Duration = Duration::from_secs(600);
 /// And at most so long.
 const URL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The URLs that complete an upload or give it up are good for so long, milliseconds; it is given up with its run, so
+/// that they may be. No signature of S3's lives longer.
+const ENDS_MS: u64 = 7 * 86_400_000;
 /// Largest artifact, bytes: more than any PUT.
 const ARTIFACT_MAX: u64 = 1 << 44;
 /// URLs of parts that come with an order: enough for small backups, and the order stays small.
@@ -49,10 +52,11 @@ impl Books {
         // Until it is written down, an upload looks like one that nobody owns.
         let _uploads = lock(&self.uploads);
         let multipart = match self.storage.s3().filter(|_| in_parts) {
-            Some(s3) => self.begin_upload(s3, &run, &key, until_ms)?,
+            Some(s3) => self.begin_upload(s3, &run, &key, now_ms, until_ms)?,
             None => None,
         };
         let upload_id = multipart.as_ref().map(|multipart| multipart.upload_id.as_str());
+        let until_ms = multipart.as_ref().map_or(until_ms, |multipart| multipart.expires_at_ms);
         self.catalogue.issue(run_id, &key, until_ms, upload_id)?;
         let creds = UploadCreds {
             put_url: presigned.url,
@@ -68,20 +72,27 @@ impl Books {
         s3: &S3,
         run: &Run,
         key: &ObjectKey,
+        now_ms: u64,
         until_ms: u64,
     ) -> Result<Option<Multipart>, BooksError> {
         let Some(upload_id) = s3.create_upload(key)? else { return Ok(None) };
+        let ends_ms = until_ms.max(now_ms.saturating_add(ENDS_MS));
         let last = self.catalogue.newest_good(&run.backup)?;
         let last = last.and_then(|run| run.object).map_or(0, |object| object.size_bytes);
-        let (complete_url, abort_url) = s3.end_urls(key, &upload_id, until_ms);
+        let (complete_url, abort_url) = s3.end_urls(key, &upload_id, ends_ms);
         Ok(Some(Multipart {
             part_size_bytes: part_bytes(last),
             parts: s3.part_urls(key, &upload_id, 1, FIRST_PARTS, until_ms),
             complete_url,
             abort_url,
-            expires_at_ms: until_ms,
+            expires_at_ms: ends_ms,
             upload_id,
         }))
+    }
+
+    /// Whether an order asks a service elsewhere.
+    pub(in crate::control::plane) fn orders_take_time(&self) -> bool {
+        self.storage.s3().is_some()
     }
 
     /// URLs for more parts of an open run's upload.
@@ -124,8 +135,12 @@ impl Books {
         }
         let is_owned = |key: &ObjectKey, upload_id: &str| {
             let _uploads = lock(&self.uploads);
-            match self.catalogue.upload(key) {
-                Ok(upload) => upload.is_some_and(|up| up.upload_id.as_deref() == Some(upload_id)),
+            match self.catalogue.upload(key).map(|upload| upload.and_then(|up| up.upload_id)) {
+                Ok(Some(known)) => known == upload_id,
+                // Of a run that this catalogue does not know: another `up`, which it is not ours to disturb.
+                Ok(None) => {
+                    !key.run_id().is_some_and(|id| matches!(self.catalogue.get(id), Ok(Some(_))))
+                }
                 // What is not known is left alone.
                 Err(_) => true,
             }

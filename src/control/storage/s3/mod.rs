@@ -209,7 +209,8 @@ impl S3 {
             return Ok(self.client.note(Doing::Read, Err(S3Fault::NotKept))?);
         }
         removed?;
-        self.page(None, 1).map(drop)
+        self.page(None, 1)?;
+        self.uploads(None).map(drop)
     }
 
     fn put(&self, object: &str, bytes: &[u8]) -> Result<(), StorageError> {

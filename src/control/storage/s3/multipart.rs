@@ -76,7 +76,7 @@ impl S3 {
         is_owned: &dyn Fn(&ObjectKey, &str) -> bool,
     ) -> Result<usize, StorageError> {
         self.check()?;
-        let mut aborted = 0;
+        let (mut aborted, mut failed) = (0, None);
         let mut next: Option<(String, String)> = None;
         for _ in 0..OBJECTS_MAX / PAGE {
             let Some(page) = self.uploads(next.as_ref())? else { return Ok(0) };
@@ -84,16 +84,20 @@ impl S3 {
                 let name = name.strip_prefix(self.client.prefix());
                 let Some(Ok(key)) = name.map(ObjectKey::parse) else { continue };
                 if !is_owned(&key, upload_id) {
-                    self.abort_upload(&key, upload_id)?;
-                    aborted += 1;
+                    match self.abort_upload(&key, upload_id) {
+                        Ok(()) => aborted += 1,
+                        Err(error) if self.client.is_away() => return Err(error),
+                        // One that cannot be given up must not keep the others.
+                        Err(error) => failed = Some(error),
+                    }
                 }
             }
             if page.next.is_none() || page.next == next {
-                return Ok(aborted);
+                break;
             }
             next = page.next;
         }
-        Ok(aborted)
+        failed.map_or(Ok(aborted), Err)
     }
 
     fn abort_upload(&self, key: &ObjectKey, upload_id: &str) -> Result<(), StorageError> {
@@ -108,7 +112,7 @@ impl S3 {
         }
     }
 
-    fn uploads(
+    pub(super) fn uploads(
         &self,
         from: Option<&(String, String)>,
     ) -> Result<Option<list::Uploads>, StorageError> {
@@ -125,7 +129,10 @@ impl S3 {
             ..Request::new(Doing::Uploads, Method::Get, "")
         };
         let page = match self.client.ask(&request) {
-            Err(error) if is_unknown(&error) => return Ok(None),
+            Err(error) if is_unknown(&error) || has_no_list(&error) => {
+                self.client.note(Doing::Uploads, Ok(()))?;
+                return Ok(None);
+            }
             Err(error) => return Err(error.into()),
             Ok(Some(answer)) => list::uploads(&answer.body).map_err(S3Fault::Nonsense),
             Ok(None) => Err(S3Fault::NoBucket),
@@ -137,4 +144,9 @@ impl S3 {
 /// Whether the service says that it has no such thing.
 fn is_unknown(error: &S3Error) -> bool {
     matches!(error.fault, S3Fault::Refused { status: 405 | 501, .. })
+}
+
+/// Whether the service takes uploads in parts but does not list them (rclone's answer).
+fn has_no_list(error: &S3Error) -> bool {
+    matches!(&error.fault, S3Fault::Refused { status: 404, code, .. } if code == "NoSuchUpload")
 }

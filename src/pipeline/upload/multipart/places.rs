@@ -155,6 +155,12 @@ impl Places {
 impl State {
     fn put(&mut self, parts: &[PartUrl], expires_at_ms: u64) {
         for part in parts.iter().filter(|part| (1..=MAX_PARTS).contains(&part.number)) {
+            // Room is made for the nearer ones.
+            if self.urls.len() >= MAX_KEPT
+                && self.urls.last_key_value().is_some_and(|(last, _)| *last > part.number)
+            {
+                self.urls.pop_last();
+            }
             if self.urls.len() < MAX_KEPT || self.urls.contains_key(&part.number) {
                 self.urls.insert(part.number, Place { url: part.url.clone(), expires_at_ms });
             }

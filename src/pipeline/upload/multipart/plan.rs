@@ -52,6 +52,21 @@ impl PartPlan {
         Ok(Self { part_bytes })
     }
 
+    /// The same with larger parts where [`MAX_PARTS`] of these could not hold a dump of about that size. URLs of parts
+    /// bind no size, so this is ours to decide.
+    ///
+    /// # Errors
+    /// As [`PartPlan::new`].
+    pub fn for_dump_of(self, size_hint_bytes: Option<u64>) -> Result<Self, PlanError> {
+        let part_bytes = self.part_bytes as u64;
+        match size_hint_bytes {
+            Some(hint) if hint.div_ceil(part_bytes) > u64::from(MAX_PARTS) => {
+                Self::new(part_bytes.max(part_bytes_for(size_hint_bytes)))
+            }
+            Some(_) | None => Ok(self),
+        }
+    }
+
     /// Size of every part but the last.
     pub fn part_bytes(self) -> usize {
         self.part_bytes
