@@ -249,7 +249,11 @@ fn tried<T>(answer: Answer, wrap: fn(Answer) -> T) -> Tried<T> {
     let text = String::from_utf8_lossy(&answer.body);
     let location = answer.head.header("location");
     let fault = judge::refusal(answer.head.status, &text, location, retry_after);
-    if fault.retry_same_bytes() { Tried::NotNow(wrap(answer), fault) } else { Tried::Done(wrap(answer)) }
+    if fault.retry_same_bytes() {
+        Tried::NotNow(wrap(answer), fault)
+    } else {
+        Tried::Done(wrap(answer))
+    }
 }
 
 /// The body of an answer.
