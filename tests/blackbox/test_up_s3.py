@@ -197,14 +197,17 @@ def test_a_kill_in_the_middle_of_an_upload(host):
 def test_what_a_crash_left_of_uploads_is_given_up(host):
     host.write()
     host.up()
-    host.good()
+    run_id = host.good()["run_id"]
     host.stop()
-    ours, foreign = PREFIX + "app/20260101T000000Z-r0-1.bky", PREFIX + "somebody/else.bin"
-    for key in (ours, foreign):
+    ours = PREFIX + f"app/20260101T000000Z-{run_id}-2.bky"
+    # Another host's that uses the same prefix, and what is not an artifact at all.
+    foreign = [PREFIX + "app/20260101T000000Z-0123456789ab-1.bky", PREFIX + "somebody/else.bin"]
+    for key in (ours, *foreign):
         assert host.service.request("POST", f"/{host.service.bucket}/{key}", {"uploads": ""})[0] == 200
-    assert len(host.service.uploads()) == 2
+    assert len(host.service.uploads()) == 3
     host.up()
-    wait_until(lambda: host.service.uploads() == [foreign.encode()], 30, "only the foreign upload")
+    left = sorted(key.encode() for key in foreign)
+    wait_until(lambda: sorted(host.service.uploads()) == left, 30, "only the foreign uploads")
 
 
 def test_damage_in_the_bucket(host):
