@@ -214,6 +214,8 @@ impl Run {
         }
         self.phase = Phase::Ended(Ended { at_ms: now_ms, outcome });
         self.creds = None;
+        // The outcome says it now.
+        self.stored = None;
         self
     }
 

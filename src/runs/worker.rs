@@ -53,7 +53,7 @@ pub struct Attempt {
     pub deadline: Option<Deadline>,
     /// The upload credentials of this moment.
     pub creds: CredsCell,
-    /// Ends the post-hooks of an attempt that was cancelled already.
+    /// Ends the post-hooks: somebody insists, or the process has to stop.
     pub hurry: Cancel,
     /// Set by the worker once the outcome stands and only post-hooks are left, which no timeout ends.
     pub finishing: Arc<AtomicBool>,

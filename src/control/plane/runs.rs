@@ -81,12 +81,12 @@ impl Plane {
         }
     }
 
-    /// Sends the runs that their agent was not told of.
     /// Orders what waits: at once, or, where that asks a service elsewhere that may hang, on the scheduler's thread.
     pub(super) fn order_waiting(&self, now_ms: u64) {
         if self.0.books.orders_take_time() { self.nudge() } else { self.send_waiting(now_ms) }
     }
 
+    /// Sends the runs that their agent was not told of.
     pub(super) fn send_waiting(&self, now_ms: u64) {
         let waiting = {
             let board = self.board();
