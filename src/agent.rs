@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! caller's thread: link::run (reconnect loop) ── link-read, link-write, link-beat
-//! dispatch ── run-N …, checks ── probe-N …          status ── status-conn …, metrics ── metrics-conn …
+//! dispatch ── run-N …, checks ── probe-N …, discover
+//! status ── status-conn …, metrics ── metrics-conn …
 //! ```
 //! A stop goes one way: `stop` → dispatch lets runs end → the link flushes the outbox → the store closes.
+
+pub mod discover;
 
 use std::fmt;
 use std::io;
@@ -22,6 +25,7 @@ use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
 use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
 use crate::drivers;
 use crate::host::checks::Means;
+use crate::host::discovery::{Discovery, Finder};
 use crate::host::metrics::Sampler;
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::net::http::Server;
@@ -126,6 +130,7 @@ pub struct Agent {
     status: LinkStatus,
     store: Store,
     dispatch: JoinHandle<()>,
+    discovery: Discovery,
     link_stop: Cancel,
     /// Kept until the link has ended: without a receiver, a command that arrives during the last flush would
     /// end the session, and with it the flush.
@@ -169,6 +174,8 @@ impl Agent {
             state_dir: state_dir.clone(),
             uploader,
         };
+        let finder = Finder::new(discover::settings(&policy, &state_dir));
+        let asked_to_stop = stop.clone();
         let build = Build { version: VERSION, commit: COMMIT.unwrap_or("unknown") };
         let metrics = Metrics::new(build, options.intervals);
         let (link_events, received) = bounded(LINK_EVENTS);
@@ -193,8 +200,15 @@ impl Agent {
             let moment = moment(status.clone(), shared.clone(), outbox.clone());
             serve_metrics(addr, metrics, moment, queries.clone())
         });
-        let handler =
-            handler(queries, status.clone(), store.clone(), state_dir.clone(), options.extra);
+        let found = discover::Found::new(finder.clone(), shared.clone(), asked_to_stop);
+        let asked = Asked {
+            queries,
+            link: status.clone(),
+            store: store.clone(),
+            state_dir: state_dir.clone(),
+            found,
+        };
+        let handler = handler(asked, options.extra);
         let socket = StatusSocket::start(&state_dir, handler)
             .map_err(|error| AgentError::Io("open the status socket", error))?;
         let link_stop =
@@ -208,6 +222,8 @@ impl Agent {
             let _ = done.send(());
         })
         .map_err(|error| AgentError::Io("start the dispatch thread", error))?;
+        let discovery = Discovery::start(&finder, discover::reporter(slots.clone()))
+            .map_err(|error| AgentError::Io("start the discovery thread", error))?;
         let link = LinkConfig {
             transport: options.transport,
             agent_key: options.agent_key,
@@ -227,6 +243,7 @@ impl Agent {
             status,
             store,
             dispatch: thread,
+            discovery,
             link_stop,
             _events: events,
             _socket: socket,
@@ -246,6 +263,7 @@ impl Agent {
             self.status,
             self.link_stop,
         );
+        drop(self.discovery);
         // The link ends only after dispatch has told it to.
         if self.done.recv_timeout(Duration::from_secs(1)).is_ok() {
             if self.dispatch.join().is_err() {
@@ -276,7 +294,10 @@ fn register(
         // Docker may come and go while the agent runs.
         let docker_version = drivers::docker_version(&policy);
         let mut capabilities = capabilities.clone();
-        capabilities.extend(docker_version.as_ref().map(|_| "docker_exec".to_owned()));
+        if docker_version.is_some() {
+            capabilities.push("docker_exec".to_owned());
+            capabilities.extend(policy.discover.then(|| "docker_discovery".to_owned()));
+        }
         wire::Register {
             agent_version: VERSION.to_owned(),
             hostname: crate::host::metrics::hostname(),
@@ -361,15 +382,19 @@ fn serve_metrics(
     }
 }
 
-/// The agent's own requests: `status`, `health`, `dump-state`; everything else goes to `extra`.
-fn handler(
+/// Who answers what is asked on the status socket.
+struct Asked {
     queries: Queries,
     link: LinkStatus,
     store: Store,
     state_dir: PathBuf,
-    extra: Option<ExtraHandler>,
-) -> Handler {
+    found: discover::Found,
+}
+
+/// The agent's own requests: `status`, `discover`, `dump-state`; everything else goes to `extra`.
+fn handler(asked: Asked, extra: Option<ExtraHandler>) -> Handler {
     let started = Instant::now();
+    let Asked { queries, link, store, state_dir, found } = asked;
     Arc::new(move |request, reply| {
         let status = || {
             let without_session = link.without_session(Instant::now());
@@ -387,6 +412,7 @@ fn handler(
                 "last_link_error": link.last_error,
                 "sessions": link.sessions,
                 "dispatch": queries.snapshot(PROBE_TIMEOUT),
+                "discovery": found.status(),
             })
         };
         if let Some(extra) = &extra
@@ -396,6 +422,7 @@ fn handler(
         }
         match request.get("cmd").and_then(Value::as_str) {
             Some("status") => reply(&status()),
+            Some("discover") => reply(&found.look()),
             Some("dump-state") => {
                 let secrets = request.get("allow_secrets").and_then(Value::as_bool);
                 dump(&store, secrets.unwrap_or(false), reply)

@@ -108,6 +108,10 @@ pub struct HostPolicy {
     pub docker_socket: PathBuf,
     /// Directory with MongoDB's tools, before PATH (`BACKUPY_MONGO_BIN_DIR`).
     pub mongo_bin_dir: Option<PathBuf>,
+    /// Whether databases on this host are looked for (`BACKUPY_DISABLE_DISCOVERY` = no).
+    pub discover: bool,
+    /// Where SQLite files may be (`BACKUPY_DISCOVER_PATHS`, colon-separated).
+    pub discover_paths: Vec<PathBuf>,
 }
 
 impl HostPolicy {
@@ -124,6 +128,8 @@ impl HostPolicy {
             mysql_bin_dir: None,
             mongo_bin_dir: None,
             docker_socket: PathBuf::from(DEFAULT_DOCKER_SOCKET),
+            discover: true,
+            discover_paths: Vec::new(),
         }
     }
 }
@@ -340,6 +346,8 @@ impl HostConfig {
                     .path("BACKUPY_DOCKER_SOCKET", None)
                     .unwrap_or_else(|| PathBuf::from(DEFAULT_DOCKER_SOCKET)),
                 mongo_bin_dir: reader.path("BACKUPY_MONGO_BIN_DIR", None),
+                discover: !reader.flag("BACKUPY_DISABLE_DISCOVERY"),
+                discover_paths: reader.paths("BACKUPY_DISCOVER_PATHS"),
             },
             limits: PipelineLimits {
                 memory_bytes: reader.memory_bytes(defaults.memory_bytes),
@@ -402,6 +410,23 @@ mod tests {
         ])
         .unwrap_err();
         assert_eq!(error.problems().len(), 3, "{error}");
+    }
+
+    #[test]
+    fn where_databases_are_looked_for() {
+        let key = ("BACKUPY_AGENT_KEY", KEY);
+        let with = |more: &[(&'static str, &'static str)]| {
+            load(&[&[("BACKUPY_SERVER_URL", "https://x"), key], more].concat())
+        };
+        let policy = with(&[]).unwrap().policy;
+        assert!(policy.discover && policy.discover_paths.is_empty());
+        let more =
+            [("BACKUPY_DISABLE_DISCOVERY", "true"), ("BACKUPY_DISCOVER_PATHS", "/srv: /a b:")];
+        let policy = with(&more).unwrap().policy;
+        assert!(!policy.discover);
+        assert_eq!(policy.discover_paths, [PathBuf::from("/srv"), PathBuf::from("/a b")]);
+        let error = with(&[("BACKUPY_DISCOVER_PATHS", "/srv:app")]).unwrap_err();
+        assert!(error.to_string().contains("\"app\""), "{error}");
     }
 
     #[test]

@@ -23,6 +23,7 @@
 //! | `run-N` | one attempt, with scoped stage threads | pipes, HTTP, bounded channels | its cancel token |
 //! | `checks` | when each health check is due; only while there are any | `select!` | orders, ends of probes, timer, stop |
 //! | `probe-N` | one probe, 32 at most | look-up, `poll(2)` | the check's deadline, its cancel token |
+//! | `discover` | which databases there are on this host | `poll(2)` on Docker's events, pauses | events, the hour, stop |
 //! | `give-up` | one upload in parts that nobody completes | HTTP | its cancel token |
 //! | `status` | the status socket; a thread for each connection | `poll(2)` | a client, stop |
 //! | `metrics` | the port of the metrics; a thread for each connection | `poll(2)` | a client, stop |

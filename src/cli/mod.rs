@@ -10,9 +10,11 @@ pub mod backup;
 #[cfg(feature = "control")]
 pub mod client;
 pub mod decrypt;
+pub mod discover;
 pub mod dump_state;
 #[cfg(feature = "control")]
 pub mod key;
+pub mod paste;
 #[cfg(feature = "control")]
 pub mod place;
 #[cfg(feature = "control")]
@@ -22,7 +24,6 @@ pub mod run;
 pub mod runs;
 #[cfg(feature = "control")]
 mod scratch;
-#[cfg(feature = "control")]
 pub mod show;
 pub mod status;
 mod stopped;
@@ -62,6 +63,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     #[cfg(feature = "control")]
     Key(key::KeyArgs),
+    Discover(discover::DiscoverArgs),
     Status(status::StatusArgs),
     HealthCheck(status::HealthCheckArgs),
     Decrypt(decrypt::DecryptArgs),
@@ -133,6 +135,7 @@ fn run(command: Command) -> Exit {
         Command::Verify(args) => verify::run(&args),
         #[cfg(feature = "control")]
         Command::Key(args) => key::run(&args),
+        Command::Discover(args) => discover::run(&args),
         Command::Status(args) => status::status(&args),
         Command::HealthCheck(args) => status::health_check(&args),
         Command::Decrypt(args) => decrypt::run(&args),

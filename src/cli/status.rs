@@ -65,6 +65,9 @@ pub fn status(args: &StatusArgs) -> Exit {
         for warning in warnings(&status) {
             println!("warning: {}", clean(warning));
         }
+        for warning in unprotected(&status) {
+            println!("warning: {}", clean(&warning));
+        }
     }
     if problems.is_empty() { Exit::Ok } else { Exit::Failed }
 }
@@ -152,6 +155,25 @@ fn fetch(state_dir: &Path) -> Result<Value, Exit> {
 /// What only wants doing some day: no reason for an exit code.
 fn warnings(status: &Value) -> impl Iterator<Item = &str> {
     status["control"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// The databases on this host that no backup covers: no reason for an exit code either, for that may be meant.
+fn unprotected(status: &Value) -> Vec<String> {
+    let discovery = &status["discovery"];
+    let shown = discovery["unprotected"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut lines: Vec<String> = shown
+        .iter()
+        .filter_map(Value::as_str)
+        .map(|title| format!("not backed up: {title}"))
+        .collect();
+    match number(&discovery["unprotected_count"]).saturating_sub(shown.len() as u64) {
+        0 => {}
+        more => lines.push(format!("not backed up: {more} more databases")),
+    }
+    if let Some(last) = lines.last_mut() {
+        last.push_str("; `backupy discover` shows how to change that");
+    }
+    lines
 }
 
 fn problems(status: &Value) -> Vec<String> {

@@ -9,6 +9,7 @@ use crate::artifact::DataKey;
 use crate::calendar::window::Window;
 use crate::clock::unix_ms;
 use crate::config::parse_log_level;
+use crate::host::discovery::protect;
 use crate::link;
 use crate::model::{AgentConfig, UploadCreds};
 use crate::observe::logging;
@@ -325,6 +326,7 @@ impl Dispatch {
         }
         let same_checks = config.checks == self.config.checks;
         self.config = config;
+        self.shared.set_backups(protect::backups(&self.config));
         self.metrics.configure(&self.config, self.table.last_results());
         self.share();
         if !same_checks {

@@ -32,6 +32,7 @@ use serde_json::Value;
 use crate::calendar::window::Window;
 use crate::clock::unix_ms;
 use crate::host::checks::{CheckResult, Checks, Means};
+use crate::host::discovery::protect::Backup;
 use crate::link::{self, Slots};
 use crate::model::AgentConfig;
 use crate::observe::metrics::Metrics;
@@ -165,6 +166,7 @@ pub struct Shared(Arc<Mutex<SharedState>>);
 struct SharedState {
     config_version: u64,
     active_jobs: Vec<String>,
+    backups: Arc<[Backup]>,
 }
 
 impl Shared {
@@ -178,9 +180,19 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).active_jobs.clone()
     }
 
+    /// What the jobs reach: which databases are protected.
+    pub fn backups(&self) -> Arc<[Backup]> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).backups.clone()
+    }
+
     fn set(&self, config_version: u64, active_jobs: Vec<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            SharedState { config_version, active_jobs };
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.config_version = config_version;
+        state.active_jobs = active_jobs;
+    }
+
+    fn set_backups(&self, backups: Vec<Backup>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).backups = backups.into();
     }
 }
 

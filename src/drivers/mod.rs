@@ -43,7 +43,7 @@ pub use mongodb::{Damage, MongoFault};
 pub use mysql::MySqlFault;
 pub use postgres::PostgresFault;
 pub use redis::{RdbFault, RedisFault};
-pub use sqlite::SqliteFault;
+pub use sqlite::{SqliteFault, Turn as SqliteTurn, try_take as sqlite_turn};
 pub use workfile::sweep;
 
 use crate::clock::Deadline;

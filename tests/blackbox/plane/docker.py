@@ -20,7 +20,12 @@ class Docker:
         self.directory.mkdir(mode=0o755)
         self.socket = self.directory / "docker.sock"
         self.password = "p'w \\\" :" + secrets.token_hex(8)
-        with open(self.directory / "log", "wb") as log:
+        self.process = None
+        self.start_daemon()
+
+    def start_daemon(self):
+        """Starts the daemon (again), and waits until it answers."""
+        with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [
                     "dockerd", "--data-root", self.directory / "d", "--exec-root", self.directory / "e",
@@ -48,17 +53,35 @@ class Docker:
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode().strip()
 
-    def close(self):
-        """Removes the containers, stops the daemon, removes all of it."""
-        ids = self._run("ps", "-aq").stdout.decode().split()
-        if ids:
-            self._run("rm", "-f", *ids)
+    def stop_daemon(self):
+        """Stops the daemon, and with it what runs in containers."""
         self.process.terminate()
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def import_busybox(self, *names):
+        """Images of nothing but a static program, `/busybox`, under other images' names."""
+        root = self.directory / "busybox"
+        root.mkdir(exist_ok=True)
+        shutil.copy(shutil.which("busybox"), root / "busybox")
+        for name in names:
+            with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as tar:
+                self.docker("import", "--change", "EXPOSE 3306", "-", name, stdin=tar.stdout)
+        shutil.rmtree(root)
+
+    def sleep(self, name, image, *options):
+        """A container that does nothing."""
+        self.docker("run", "-d", "--name", name, "--network=none", *options, image, "/busybox", "sleep", "100000")
+
+    def close(self):
+        """Removes the containers, stops the daemon, removes all of it."""
+        ids = self._run("ps", "-aq").stdout.decode().split()
+        if ids:
+            self._run("rm", "-f", *ids)
+        self.stop_daemon()
         subprocess.run(["umount", self.directory / "e/netns/default"], capture_output=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
