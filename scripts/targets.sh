@@ -1,0 +1,32 @@
+# What is built for which machine, in one place: names, triples, budgets. Sourced after lib.sh.
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+target_dir=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+dist=$target_dir/dist
+
+# ARCH  TRIPLE  BUDGET in bytes (a larger binary fails the build)  EMULATOR
+# armv6 is the Pi Zero's and runs on every later ARM with hardware floating point.
+targets='
+x86_64   x86_64-unknown-linux-musl       7600000  -
+aarch64  aarch64-unknown-linux-musl      6700000  qemu-aarch64-static
+armv7    armv7-unknown-linux-musleabihf  6700000  qemu-arm-static
+armv6    arm-unknown-linux-musleabihf    6700000  qemu-arm-static
+'
+
+architectures() {
+    awk 'NF { print $1 }' <<<"$targets"
+}
+
+# target_field ARCH N: the N-th column; fails for an architecture that is not in the table.
+target_field() {
+    awk -v arch="$1" -v n="$2" '$1 == arch { print $n; found = 1 } END { exit !found }' <<<"$targets"
+}
+
+# static_binary ARCH: where build-static puts it.
+static_binary() {
+    echo "$dist/backupy-$version-linux-$1"
+}
+
+# What carries a date carries this one: the commit's, so that the same tree makes the same bytes.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
+export SOURCE_DATE_EPOCH
