@@ -10,7 +10,7 @@ targets='
 x86_64   x86_64-unknown-linux-musl       7600000  -
 aarch64  aarch64-unknown-linux-musl      6700000  qemu-aarch64-static
 armv7    armv7-unknown-linux-musleabihf  6700000  qemu-arm-static
-armv6    arm-unknown-linux-musleabihf    6700000  qemu-arm-static
+armv6    arm-unknown-linux-musleabihf    6700000  qemu-arm-static -cpu arm1176
 '
 
 architectures() {
@@ -20,6 +20,11 @@ architectures() {
 # target_field ARCH N: the N-th column; fails for an architecture that is not in the table.
 target_field() {
     awk -v arch="$1" -v n="$2" '$1 == arch { print $n; found = 1 } END { exit !found }' <<<"$targets"
+}
+
+# emulator ARCH: the words that start a binary of it here; none for this CPU.
+emulator() {
+    awk -v arch="$1" '$1 == arch && $4 != "-" { $1 = $2 = $3 = ""; print }' <<<"$targets"
 }
 
 # static_binary ARCH: where build-static puts it.
