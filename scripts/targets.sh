@@ -24,7 +24,7 @@ target_field() {
 
 # emulator ARCH: the words that start a binary of it here; none for this CPU.
 emulator() {
-    awk -v arch="$1" '$1 == arch && $4 != "-" { $1 = $2 = $3 = ""; print }' <<<"$targets"
+    awk -v arch="$1" '$1 == arch && $4 != "-" { sub(/.* qemu/, "qemu"); print }' <<<"$targets"
 }
 
 # static_binary ARCH: where build-static puts it.
@@ -32,6 +32,11 @@ static_binary() {
     echo "$dist/backupy-$version-linux-$1"
 }
 
-# What carries a date carries this one: the commit's, so that the same tree makes the same bytes.
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
-export SOURCE_DATE_EPOCH
+# What carries a date carries the commit's, and `version` names it, so that the same tree makes the same bytes
+# (build.rs finds the commit alone, but not in a copy of the tree). Not of a repository around this one.
+if [ "$(git rev-parse --show-prefix 2>/dev/null || echo none)" = "" ]; then
+    SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+    build_commit=${BACKUPY_BUILD_COMMIT-$(git rev-parse --short=12 HEAD)}
+fi
+build_commit=${build_commit-${BACKUPY_BUILD_COMMIT-}}
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0}
