@@ -39,4 +39,5 @@ if [ "$(git rev-parse --show-prefix 2>/dev/null || echo none)" = "" ]; then
     build_commit=${BACKUPY_BUILD_COMMIT-$(git rev-parse --short=12 HEAD)}
 fi
 build_commit=${build_commit-${BACKUPY_BUILD_COMMIT-}}
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0}
+# Without git: a date that no tool takes for a mistake, 2000-01-01.
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-946684800}

@@ -312,11 +312,6 @@ def test_peak_memory_2_gb(lab):
     assert peak_rss(lab, 2 << 30, 600) < 64 << 20
 
 
-def test_binary_size():
-    if RELEASE:
-        assert pathlib.Path(agents.COMMAND[-1]).stat().st_size < 7_000_000
-
-
 def test_no_threads_pile_up(lab):
     plane = lab.plane()
     lab.sqlite(plane)

@@ -1,11 +1,12 @@
-//! The man pages and completions in `packaging/` say what the command line says: they are made from its
-//! definition, and a test fails when they are not. `scripts/generate-cli-docs` makes them anew.
+//! The man pages and completions in `packaging/` say what the program says: they are made from the definition of
+//! its command line and the description of its settings, and a test fails when they are not. `scripts/generate-cli-docs` makes them anew.
 
 #![cfg(feature = "control")]
 #![expect(clippy::expect_used, reason = "a tree that cannot be read is a failed test")]
 
 mod completions;
 mod man;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,6 +52,10 @@ fn generated() -> BTreeMap<PathBuf, String> {
     for sub in &top.commands {
         files.insert(format!("man/backupy-{}.1", sub.name).into(), man::page(&sub.command));
     }
+    files.insert(
+        "man/backupy.toml.5".into(),
+        settings::page(include_str!("../../src/control/file/mod.rs")),
+    );
     files.insert("completions/backupy.bash".into(), completions::bash(&top));
     files.insert("completions/_backupy".into(), completions::zsh(&top));
     files.insert("completions/backupy.fish".into(), completions::fish(&top));

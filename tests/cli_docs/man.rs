@@ -64,7 +64,7 @@ A second signal ended the process without a clean stop.
 
 /// `backupy(1)`.
 pub fn overview(top: &CommandInfoWithArgs) -> String {
-    let mut page = heading("backupy", &summary(top.description));
+    let mut page = heading("backupy", 1, &summary(top.description));
     page += ".SH SYNOPSIS\n.B backupy\n.I COMMAND\n[options]\n.br\n.B backupy\n.I COMMAND\n.B \\-\\-help\n";
     page += ".SH DESCRIPTION\n";
     page += &paragraphs(top.description);
@@ -74,7 +74,7 @@ pub fn overview(top: &CommandInfoWithArgs) -> String {
         let _ = write!(page, ".TP\n.BR backupy\\-{} (1)\n{text}.\n", escaped(sub.name));
     }
     page += MORE;
-    page += ".SH SEE ALSO\n";
+    page += ".SH SEE ALSO\n.BR backupy.toml (5),\n";
     let pages: Vec<String> =
         top.commands.iter().map(|sub| format!(".BR backupy\\-{} (1)", escaped(sub.name))).collect();
     page += &pages.join(",\n");
@@ -85,7 +85,7 @@ pub fn overview(top: &CommandInfoWithArgs) -> String {
 /// `backupy-COMMAND(1)`, with the commands below it.
 pub fn page(command: &CommandInfoWithArgs) -> String {
     let name = format!("backupy {}", command.name);
-    let mut page = heading(&name.replace(' ', "-"), &summary(command.description));
+    let mut page = heading(&name.replace(' ', "-"), 1, &summary(command.description));
     page += ".SH SYNOPSIS\n";
     if command.commands.is_empty() {
         page += &synopsis(&name, command);
@@ -106,7 +106,8 @@ pub fn page(command: &CommandInfoWithArgs) -> String {
     page
 }
 
-fn heading(name: &str, summary: &str) -> String {
+/// A page's title and NAME, for a section of the manual.
+pub fn heading(name: &str, section: u8, summary: &str) -> String {
     let mut summary = summary.to_owned();
     // NAME lines are phrases.
     if let Some(first) = summary.get(..1) {
@@ -114,7 +115,7 @@ fn heading(name: &str, summary: &str) -> String {
     }
     format!(
         ".\\\" Made by scripts/generate-cli-docs from the command line's definition.\n\
-         .TH {} 1 \"\" \"backupy\" \"backupy\"\n.SH NAME\n{} \\- {}\n",
+         .TH {} {section} \"\" \"backupy\" \"backupy\"\n.SH NAME\n{} \\- {}\n",
         escaped(&name.to_uppercase()),
         escaped(name),
         escaped(&summary),
@@ -187,13 +188,14 @@ fn paragraphs(description: &str) -> String {
 }
 
 /// Text that roff prints as it is.
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let text = text
         .replace('\\', "\\e")
         .replace('-', "\\-")
         .replace('\'', "\\(aq")
         .replace('`', "\\(ga")
         .replace('~', "\\(ti")
-        .replace('…', "...");
+        .replace('…', "...")
+        .replace('–', "\\(en");
     if text.starts_with('.') { format!("\\&{text}") } else { text }
 }
