@@ -33,7 +33,7 @@ pub mod up;
 pub mod verify;
 pub mod version;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::exit::Exit;
 use crate::signals;
@@ -41,13 +41,13 @@ use crate::signals;
 /// Backups that run by themselves: databases to encrypted artifacts, without cron.
 ///
 /// On a host with a control plane elsewhere: `backupy run`. On a host of its own: `backupy up`.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 pub struct TopLevel {
     #[argh(subcommand)]
     command: Command,
 }
 
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand)]
 enum Command {
     Run(run::RunArgs),

@@ -1,6 +1,6 @@
 //! `backupy run`: the agent for a control plane elsewhere.
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::Receiver;
 
 use crate::agent::{Agent, AgentError, AgentOptions};
@@ -20,7 +20,7 @@ use super::complain;
 /// Run the agent: connect to a control plane, take its commands, back up.
 ///
 /// The agent's key comes from BACKUPY_AGENT_KEY or a file, never from the command line.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "run")]
 pub struct RunArgs {
     /// URL of the control plane (BACKUPY_SERVER_URL)

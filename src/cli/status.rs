@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::stopped::open_store;
@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Show how things stand: connection, jobs, runs, queue. Exit code 1 when something needs attention,
 /// 5 when nobody is running.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "status")]
 pub struct StatusArgs {
     /// directory for state (BACKUPY_STATE_DIR)
@@ -33,7 +33,7 @@ pub struct StatusArgs {
 }
 
 /// For supervisors: exit code 0 when healthy, 1 when not, 5 when nobody is running.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "health-check")]
 pub struct HealthCheckArgs {
     /// directory for state (BACKUPY_STATE_DIR)

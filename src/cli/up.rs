@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::never;
 
 use super::complain;
@@ -30,7 +30,7 @@ use crate::thread::Cancel;
 /// Keep the databases of this host backed up: scheduler, storage and agent in one process.
 ///
 /// Either `--config FILE`, or for a single database `--database URL --to DIR --every 6h`.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "up")]
 pub struct UpArgs {
     /// the file (default: /etc/backupy/backupy.toml); SIGHUP reads it again

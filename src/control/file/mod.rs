@@ -38,7 +38,7 @@
 //! | `[keys]` | `master` | `STATE_DIR/master.key` | absolute; outside the storage |
 //! | `[maintenance]` | `start`, `end` | – | `HH:MM` UTC; no scheduled run starts in between |
 //! | `[[backup]]` | `name` | required | letters, digits, `.`, `_`, `-`; at most 64 |
-//! | | `database` | required | see [`url`] |
+//! | | `database` | required | its URL, such as `postgres://user@host/name` or `sqlite:///srv/app.db`; see [`url`] |
 //! | | `password` | – | `env:NAME`, `file:/path`, or the password itself (with a warning) |
 //! | | `container` | – | the dump tool of this container's own image, by way of Docker; a URL without a host then means its own socket |
 //! | | `cron` / `every` | one of them | five fields or `@daily`; `30m`, `6h`, `1d` |
