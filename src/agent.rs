@@ -6,6 +6,8 @@
 //! ```
 //! A stop goes one way: `stop` → dispatch lets runs end → the link flushes the outbox → the store closes.
 
+mod vitals;
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ use crate::host::metrics::Sampler;
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::observe::dump::dump;
 use crate::observe::socket::{Handler, Reply, StatusSocket};
+use crate::observe::supervisor::{Supervisor, Vitals};
 use crate::observe::tap::Line;
 use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
 use crate::pipeline::{self, Uploader, UrlPolicy};
@@ -34,6 +37,8 @@ use crate::secret::Secret;
 use crate::store::{Space, Store, StoreError, StoreKeys};
 use crate::thread::{self, Cancel, Why};
 use crate::wire;
+
+pub use vitals::Vital;
 
 /// Version of this binary.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -76,6 +81,10 @@ pub struct AgentOptions {
     /// Requests on the status socket that are not the agent's own; `up` adds some. Gets the agent's own
     /// status, so that it can be part of the answer.
     pub extra: Option<ExtraHandler>,
+    /// The service manager that wants to hear of us.
+    pub supervisor: Supervisor,
+    /// What else must be alive; `up` has a control plane.
+    pub vital: Option<Vital>,
 }
 
 /// Answers a request on the status socket; `Ok(false)` when the request is not one of its own.
@@ -119,6 +128,9 @@ pub struct Agent {
     store: Store,
     dispatch: JoinHandle<()>,
     link_stop: Cancel,
+    supervisor: Supervisor,
+    vitals: Vitals,
+    stop: Cancel,
     /// Kept until the link has ended: without a receiver, a command that arrives during the last flush would
     /// end the session, and with it the flush.
     _events: Receiver<link::Event>,
@@ -170,13 +182,24 @@ impl Agent {
             checks,
             state_dir: state_dir.clone(),
             link_events: received,
-            stop,
+            stop: stop.clone(),
             stop_grace: options.stop_grace,
             log_level: options.log_level,
             log_lines: options.log_lines,
         })
         .map_err(AgentError::Dispatch)?;
         let status = LinkStatus::new();
+        let own_plane = matches!(options.transport, Transport::Loopback(_));
+        let vitals = vitals::Organs {
+            queries: queries.clone(),
+            link: status.clone(),
+            shared: shared.clone(),
+            store: store.clone(),
+            own_plane,
+            extra: options.vital,
+            stop_grace: options.stop_grace,
+        }
+        .vitals();
         let handler =
             handler(queries, status.clone(), store.clone(), state_dir.clone(), options.extra);
         let socket = StatusSocket::start(&state_dir, handler)
@@ -212,6 +235,9 @@ impl Agent {
             store,
             dispatch: thread,
             link_stop,
+            supervisor: options.supervisor,
+            vitals,
+            stop,
             _events: events,
             _socket: socket,
             done: finished,
@@ -220,6 +246,14 @@ impl Agent {
 
     /// Keeps the connection until the stop token given at the start is cancelled, then leaves in order.
     pub fn run(self) {
+        let over = self.link_stop.clone();
+        let supervise = match self.supervisor.watch(self.vitals, self.stop, over) {
+            Ok(thread) => thread,
+            Err(error) => {
+                log::error!("failed to start the thread for the service manager: {error}");
+                None
+            }
+        };
         link::run(
             self.link,
             self.outbox,
@@ -233,6 +267,9 @@ impl Agent {
         if self.done.recv_timeout(Duration::from_secs(1)).is_ok() {
             if self.dispatch.join().is_err() {
                 log::error!("the dispatch thread panicked");
+            }
+            if supervise.is_some_and(|thread| thread.join().is_err()) {
+                log::error!("the thread for the service manager panicked");
             }
         } else {
             log::error!("dispatch did not end; leaving without it");

@@ -25,6 +25,7 @@
 //! | `probe-N` | one probe, 32 at most | look-up, `poll(2)` | the check's deadline, its cancel token |
 //! | `give-up` | one upload in parts that nobody completes | HTTP | its cancel token |
 //! | `status` | the status socket; a thread for each connection | `poll(2)` | a client, stop |
+//! | `supervise` | what the service manager hears; only where one listens | `select!` | changes, the watchdog's half interval, stop |
 //! | `signals` | SIGTERM, SIGINT, SIGHUP | signal-hook | the system |
 //!
 //! Whoever spawns joins. A panicking run fails its run; any other vital thread that panics ends the
@@ -35,7 +36,7 @@
 //!
 //! `main, cli → agent, control → dispatch → link, observe → outbox → wire → runs, host → pipeline →
 //! drivers → artifact → store, docker → net → config, signals → model, thread → secret, redact, calendar,
-//! clock, wake, exit`
+//! clock, pulse, wake, exit`
 //!
 //! `wire` is used by outbox, link, dispatch, agent and control only: its plain values stand for the
 //! generated types, which never leave it.
@@ -60,6 +61,7 @@ pub mod net;
 pub mod observe;
 pub mod outbox;
 pub mod pipeline;
+pub mod pulse;
 pub mod redact;
 pub mod runs;
 pub mod secret;

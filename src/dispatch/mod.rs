@@ -162,6 +162,8 @@ pub struct Shared(Arc<Mutex<SharedState>>);
 struct SharedState {
     config_version: u64,
     active_jobs: Vec<String>,
+    /// Nudged at every change.
+    watcher: Option<Sender<()>>,
 }
 
 impl Shared {
@@ -175,9 +177,18 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).active_jobs.clone()
     }
 
+    /// Nudges this channel whenever one of these changes.
+    pub fn watch(&self, watcher: Sender<()>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).watcher = Some(watcher);
+    }
+
     fn set(&self, config_version: u64, active_jobs: Vec<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            SharedState { config_version, active_jobs };
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.config_version, state.active_jobs) = (config_version, active_jobs);
+        if let Some(watcher) = &state.watcher {
+            // Full: it will look anyway.
+            let _ = watcher.try_send(());
+        }
     }
 }
 

@@ -3,4 +3,5 @@
 pub mod dump;
 pub mod logging;
 pub mod socket;
+pub mod supervisor;
 pub mod tap;

@@ -171,6 +171,18 @@ impl Plane {
         planned.min(watched).min(tidied).min(looked).min(given_up)
     }
 
+    /// Returns once the board was free and the books could be read.
+    ///
+    /// # Errors
+    /// When the books cannot be read, and another process may do better.
+    pub fn answers(&self) -> Result<(), BooksError> {
+        drop(self.board());
+        match self.0.books.marks() {
+            Err(error) if error.wants_restart() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Begins a run that a person asked for, or finds the open one; returns its id.
     ///
     /// # Errors
