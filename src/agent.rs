@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Value, json};
 
-use crate::clock::unix_ms;
+use crate::clock::{is_unset, unix_ms};
 use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
 use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
 use crate::drivers;
@@ -145,6 +145,11 @@ impl Agent {
     /// See [`AgentError`]; nothing keeps running then.
     pub fn start(options: AgentOptions, stop: Cancel) -> Result<Self, AgentError> {
         let state_dir = options.state_dir.clone();
+        if is_unset(unix_ms()) {
+            log::warn!(
+                "the clock of this host is not set: certificates and upload URLs are good for nothing until it is"
+            );
+        }
         let keys = StoreKeys { current: options.agent_key.clone(), previous: options.previous_key };
         let store = Store::open(&state_dir, &Space::AGENT, &keys).map_err(AgentError::Store)?;
         drivers::sweep(&pipeline::work_dir(&state_dir));
@@ -357,6 +362,7 @@ fn handler(
                 "session_lost": without_session.is_some_and(|time| time >= SESSION_PATIENCE),
                 "key_refused": link.key_refused,
                 "last_link_error": link.last_error,
+                "clock_unset": is_unset(unix_ms()),
                 "sessions": link.sessions,
                 "dispatch": queries.snapshot(PROBE_TIMEOUT),
             })

@@ -5,12 +5,12 @@
 
 use std::io;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 
 use super::plane::Plane;
-use crate::clock::unix_ms;
+use crate::clock::{jump_ms, unix_ms};
 use crate::pulse::Pulse;
 use crate::thread::{Cancel, Why, spawn_vital};
 
@@ -67,9 +67,16 @@ impl Drop for Scheduler {
 }
 
 fn run(plane: &Plane, pulse: &Pulse, stop: &Cancel) {
+    let mut seen = (Instant::now(), unix_ms());
     loop {
         pulse.within(ROUND);
-        let again_ms = plane.tick(unix_ms());
+        let now = (Instant::now(), unix_ms());
+        let jump_ms = jump_ms(seen.1, now.1, now.0.saturating_duration_since(seen.0));
+        if jump_ms != 0 {
+            plane.clock_jumped(jump_ms, now.1);
+        }
+        seen = now;
+        let again_ms = plane.tick(now.1);
         if !stop.sleep(BREATH) {
             return;
         }
