@@ -26,6 +26,7 @@
 //! | `give-up` | one upload in parts that nobody completes | HTTP | its cancel token |
 //! | `status` | the status socket; a thread for each connection | `poll(2)` | a client, stop |
 //! | `supervise` | what the service manager hears; only where one listens | `select!` | changes, the watchdog's half interval, stop |
+//! | `metrics` | the port of the metrics; a thread for each connection | `poll(2)` | a client, stop |
 //! | `signals` | SIGTERM, SIGINT, SIGHUP | signal-hook | the system |
 //!
 //! Whoever spawns joins. A panicking run fails its run; any other vital thread that panics ends the
