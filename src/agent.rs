@@ -8,6 +8,7 @@
 //! A stop goes one way: `stop` → dispatch lets runs end → the link flushes the outbox → the store closes.
 
 pub mod discover;
+mod vitals;
 
 use std::fmt;
 use std::io;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Value, json};
 
-use crate::clock::unix_ms;
+use crate::clock::{is_unset, unix_ms};
 use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
 use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
 use crate::drivers;
@@ -33,6 +34,7 @@ use crate::observe::dump::dump;
 use crate::observe::health::liveness;
 use crate::observe::metrics::{Build, Connection, Intervals, Metrics, Moment, endpoint};
 use crate::observe::socket::{Handler, Reply, StatusSocket};
+use crate::observe::supervisor::{Supervisor, Vitals};
 use crate::observe::tap::Line;
 use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
 use crate::pipeline::{self, Uploader, UrlPolicy};
@@ -42,6 +44,8 @@ use crate::secret::Secret;
 use crate::store::{Space, Store, StoreError, StoreKeys};
 use crate::thread::{self, Cancel, Why};
 use crate::wire;
+
+pub use vitals::Vital;
 
 /// Version of this binary.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -88,6 +92,10 @@ pub struct AgentOptions {
     /// Requests on the status socket that are not the agent's own; `up` adds some. Gets the agent's own
     /// status, so that it can be part of the answer.
     pub extra: Option<ExtraHandler>,
+    /// The service manager that wants to hear of us.
+    pub supervisor: Supervisor,
+    /// What else must be alive; `up` has a control plane.
+    pub vital: Option<Vital>,
 }
 
 /// Answers a request on the status socket; `Ok(false)` when the request is not one of its own.
@@ -132,6 +140,9 @@ pub struct Agent {
     dispatch: JoinHandle<()>,
     discovery: Discovery,
     link_stop: Cancel,
+    supervisor: Supervisor,
+    vitals: Vitals,
+    stop: Cancel,
     /// Kept until the link has ended: without a receiver, a command that arrives during the last flush would
     /// end the session, and with it the flush.
     _events: Receiver<link::Event>,
@@ -147,6 +158,11 @@ impl Agent {
     /// See [`AgentError`]; nothing keeps running then.
     pub fn start(options: AgentOptions, stop: Cancel) -> Result<Self, AgentError> {
         let state_dir = options.state_dir.clone();
+        if is_unset(unix_ms()) {
+            log::warn!(
+                "the clock of this host is not set: certificates and upload URLs are good for nothing until it is"
+            );
+        }
         let keys = StoreKeys { current: options.agent_key.clone(), previous: options.previous_key };
         let store = Store::open(&state_dir, &Space::AGENT, &keys).map_err(AgentError::Store)?;
         drivers::sweep(&pipeline::work_dir(&state_dir));
@@ -188,7 +204,7 @@ impl Agent {
             checks,
             state_dir: state_dir.clone(),
             link_events: received,
-            stop,
+            stop: stop.clone(),
             stop_grace: options.stop_grace,
             log_level: options.log_level,
             log_lines: options.log_lines,
@@ -196,6 +212,17 @@ impl Agent {
         })
         .map_err(AgentError::Dispatch)?;
         let status = LinkStatus::new();
+        let own_plane = matches!(options.transport, Transport::Loopback(_));
+        let vitals = vitals::Organs {
+            queries: queries.clone(),
+            link: status.clone(),
+            shared: shared.clone(),
+            store: store.clone(),
+            own_plane,
+            extra: options.vital,
+            stop_grace: options.stop_grace,
+        }
+        .vitals();
         let served = options.metrics_listen.and_then(|addr| {
             let moment = moment(status.clone(), shared.clone(), outbox.clone());
             serve_metrics(addr, metrics, moment, queries.clone())
@@ -245,6 +272,9 @@ impl Agent {
             dispatch: thread,
             discovery,
             link_stop,
+            supervisor: options.supervisor,
+            vitals,
+            stop,
             _events: events,
             _socket: socket,
             _metrics: served,
@@ -254,6 +284,14 @@ impl Agent {
 
     /// Keeps the connection until the stop token given at the start is cancelled, then leaves in order.
     pub fn run(self) {
+        let over = self.link_stop.clone();
+        let supervise = match self.supervisor.watch(self.vitals, self.stop, over) {
+            Ok(thread) => thread,
+            Err(error) => {
+                log::error!("failed to start the thread for the service manager: {error}");
+                None
+            }
+        };
         link::run(
             self.link,
             self.outbox,
@@ -268,6 +306,9 @@ impl Agent {
         if self.done.recv_timeout(Duration::from_secs(1)).is_ok() {
             if self.dispatch.join().is_err() {
                 log::error!("the dispatch thread panicked");
+            }
+            if supervise.is_some_and(|thread| thread.join().is_err()) {
+                log::error!("the thread for the service manager panicked");
             }
         } else {
             log::error!("dispatch did not end; leaving without it");
@@ -410,6 +451,7 @@ fn handler(asked: Asked, extra: Option<ExtraHandler>) -> Handler {
                 "session_lost": without_session.is_some_and(|time| time >= SESSION_PATIENCE),
                 "key_refused": link.key_refused,
                 "last_link_error": link.last_error,
+                "clock_unset": is_unset(unix_ms()),
                 "sessions": link.sessions,
                 "dispatch": queries.snapshot(PROBE_TIMEOUT),
                 "discovery": found.status(),

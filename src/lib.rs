@@ -26,6 +26,7 @@
 //! | `discover` | which databases there are on this host | `poll(2)` on Docker's events, pauses | events, the hour, stop |
 //! | `give-up` | one upload in parts that nobody completes | HTTP | its cancel token |
 //! | `status` | the status socket; a thread for each connection | `poll(2)` | a client, stop |
+//! | `supervise` | what the service manager hears; only where one listens | `select!` | changes, the watchdog's half interval, stop |
 //! | `metrics` | the port of the metrics; a thread for each connection | `poll(2)` | a client, stop |
 //! | `signals` | SIGTERM, SIGINT, SIGHUP | signal-hook | the system |
 //!
@@ -37,7 +38,7 @@
 //!
 //! `main, cli → agent, control → dispatch → link, observe → outbox → wire → runs, host → pipeline →
 //! drivers → artifact → store, docker → net → config, signals → model, thread → secret, redact, calendar,
-//! clock, wake, exit`
+//! clock, pulse, wake, exit`
 //!
 //! `wire` is used by outbox, link, dispatch, agent and control only: its plain values stand for the
 //! generated types, which never leave it.
@@ -62,6 +63,7 @@ pub mod net;
 pub mod observe;
 pub mod outbox;
 pub mod pipeline;
+pub mod pulse;
 pub mod redact;
 pub mod runs;
 pub mod secret;

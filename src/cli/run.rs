@@ -10,6 +10,7 @@ use crate::exit::Exit;
 use crate::link::{ServerUrl, Transport};
 use crate::net::root_store;
 use crate::observe::logging;
+use crate::observe::supervisor::{START_PATIENCE, Supervisor};
 use crate::observe::tap::{Line, tap};
 use crate::pipeline::UrlPolicy;
 use crate::signals;
@@ -90,7 +91,9 @@ pub fn run(args: RunArgs) -> Exit {
             return Exit::Internal;
         }
     };
-    match Agent::start(options(config, url, log_lines), stop) {
+    let supervisor = Supervisor::from_env(&process_env);
+    supervisor.starting("opening the store", START_PATIENCE);
+    match Agent::start(options(config, url, log_lines, supervisor), stop) {
         Ok(agent) => {
             agent.run();
             log::info!("stopped");
@@ -103,7 +106,12 @@ pub fn run(args: RunArgs) -> Exit {
     }
 }
 
-fn options(config: Config, url: ServerUrl, log_lines: Receiver<Line>) -> AgentOptions {
+fn options(
+    config: Config,
+    url: ServerUrl,
+    log_lines: Receiver<Line>,
+    supervisor: Supervisor,
+) -> AgentOptions {
     AgentOptions {
         transport: Transport::Remote(url),
         agent_key: config.agent_key,
@@ -120,6 +128,8 @@ fn options(config: Config, url: ServerUrl, log_lines: Receiver<Line>) -> AgentOp
         metrics_listen: config.metrics_listen,
         intervals: None,
         extra: None,
+        supervisor,
+        vital: None,
     }
 }
 

@@ -178,6 +178,12 @@ fn unprotected(status: &Value) -> Vec<String> {
 
 fn problems(status: &Value) -> Vec<String> {
     let mut problems = liveness(&status["dispatch"]);
+    if status["clock_unset"] == Value::Bool(true) {
+        problems.push(
+            "the clock of this host is not set; does it get the time from anywhere (NTP)?"
+                .to_owned(),
+        );
+    }
     if status["session_lost"] == Value::Bool(true) {
         problems.push(no_session(status));
     }

@@ -23,6 +23,7 @@ use crate::exit::Exit;
 use crate::link::Transport;
 use crate::model::Trust;
 use crate::observe::logging;
+use crate::observe::supervisor::{START_PATIENCE, Supervisor};
 use crate::pipeline::UrlPolicy;
 use crate::signals;
 use crate::thread::Cancel;
@@ -115,10 +116,11 @@ struct File {
 
 fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     let plane: Arc<OnceLock<Plane>> = Arc::default();
-    let reloaded = plane.clone();
+    let supervisor = Supervisor::from_env(&process_env);
+    let (reloaded, told) = (plane.clone(), supervisor.clone());
     let listening = signals::listen(Some(Box::new(move || {
         if let Some(plane) = reloaded.get() {
-            reload(plane, &file);
+            told.reloading(|| reload(plane, &file));
         }
     })));
     let stop = match listening {
@@ -135,7 +137,7 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
             return Exit::Internal;
         }
     };
-    let mut embedded = match begin(&settings, &reach, &stop) {
+    let mut embedded = match begin(&settings, &reach, &stop, &supervisor) {
         Ok(Some(embedded)) => embedded,
         Ok(None) => return Exit::Ok,
         Err(error) => {
@@ -152,7 +154,7 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     }
     // Nobody sets it but this line.
     let _ = plane.set(embedded.plane().clone());
-    let exit = match Agent::start(options(&embedded, &settings.storage, host), stop) {
+    let exit = match Agent::start(options(&embedded, &settings.storage, host, supervisor), stop) {
         Ok(agent) => {
             agent.run();
             Exit::Ok
@@ -173,13 +175,16 @@ fn begin(
     settings: &Settings,
     reach: &Reach,
     stop: &Cancel,
+    supervisor: &Supervisor,
 ) -> Result<Option<Embedded>, EmbeddedError> {
     const AGAIN: Duration = Duration::from_secs(30);
     let mut told = false;
+    supervisor.starting("opening store and storage", START_PATIENCE);
     loop {
         match Embedded::start(settings.clone(), reach) {
             Err(error) if error.is_away() => {
                 log::error!("{error}; nothing can start before it was reached once");
+                supervisor.starting(&format!("waiting for the storage: {error}"), START_PATIENCE);
                 if !std::mem::replace(&mut told, true) {
                     error.tell(settings);
                 }
@@ -192,7 +197,12 @@ fn begin(
     }
 }
 
-fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> AgentOptions {
+fn options(
+    embedded: &Embedded,
+    storage: &StorageSettings,
+    host: HostConfig,
+    supervisor: Supervisor,
+) -> AgentOptions {
     let plane = embedded.plane().clone();
     let settings = plane.settings();
     let schedules = plane.clone();
@@ -223,6 +233,8 @@ fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> 
         extra: Some(Arc::new(move |request, status, reply| {
             local::answer(&plane, request, status, reply)
         })),
+        supervisor,
+        vital: Some(embedded.vital()),
     }
 }
 

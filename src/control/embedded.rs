@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -164,6 +164,15 @@ impl Embedded {
     /// The plane.
     pub fn plane(&self) -> &Plane {
         &self.plane
+    }
+
+    /// Whether it works, for a watchdog; hangs if it does.
+    pub fn vital(&self) -> Box<dyn Fn() -> Result<(), String> + Send> {
+        let (plane, pulse) = (self.plane.clone(), self.scheduler.pulse());
+        Box::new(move || match pulse.late(Instant::now()) {
+            Some(late) => Err(format!("the scheduler hangs, for {} s too long", late.as_secs())),
+            None => plane.answers().map_err(|error| error.to_string()),
+        })
     }
 
     /// Where it listens.

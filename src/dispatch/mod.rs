@@ -167,6 +167,8 @@ struct SharedState {
     config_version: u64,
     active_jobs: Vec<String>,
     backups: Arc<[Backup]>,
+    /// Nudged at every change.
+    watcher: Option<Sender<()>>,
 }
 
 impl Shared {
@@ -185,10 +187,18 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).backups.clone()
     }
 
+    /// Nudges this channel whenever one of these changes.
+    pub fn watch(&self, watcher: Sender<()>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).watcher = Some(watcher);
+    }
+
     fn set(&self, config_version: u64, active_jobs: Vec<String>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.config_version = config_version;
-        state.active_jobs = active_jobs;
+        (state.config_version, state.active_jobs) = (config_version, active_jobs);
+        if let Some(watcher) = &state.watcher {
+            // Full: it will look anyway.
+            let _ = watcher.try_send(());
+        }
     }
 
     fn set_backups(&self, backups: Vec<Backup>) {

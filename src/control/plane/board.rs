@@ -150,6 +150,13 @@ impl Board {
         asks
     }
 
+    /// The clock jumped, or the machine slept.
+    pub fn clock_jumped(&mut self, jump_ms: i64, now_ms: u64) {
+        for run in self.open.values_mut() {
+            run.open.clock_jumped(jump_ms, now_ms);
+        }
+    }
+
     /// The agent has taken a run on.
     pub fn accepted(&mut self, run_id: &str, now_ms: u64) {
         if let Some(run) = self.open.get_mut(run_id)

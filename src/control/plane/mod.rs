@@ -157,6 +157,15 @@ impl Plane {
         self.board().settings.clone()
     }
 
+    /// Notes, before the next [`Self::tick`], that the clock was set or that the machine slept for so long.
+    pub fn clock_jumped(&self, jump_ms: i64, now_ms: u64) {
+        let sec = jump_ms / 1000;
+        log::warn!(
+            "the clock jumped by {sec} s, or this machine slept: schedules go by its new time"
+        );
+        self.board().clock_jumped(jump_ms, now_ms);
+    }
+
     /// Does what is due and returns when to look again, Unix milliseconds.
     pub fn tick(&self, now_ms: u64) -> u64 {
         if let Err(error) = self.0.books.saw(now_ms) {
@@ -169,6 +178,18 @@ impl Plane {
         let given_up = self.0.books.give_up_uploads(now_ms);
         let tidied = self.0.books.tidy(&self.settings(), now_ms);
         planned.min(watched).min(tidied).min(looked).min(given_up)
+    }
+
+    /// Returns once the board was free and the books could be read.
+    ///
+    /// # Errors
+    /// When the books cannot be read, and another process may do better.
+    pub fn answers(&self) -> Result<(), BooksError> {
+        drop(self.board());
+        match self.0.books.marks() {
+            Err(error) if error.wants_restart() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Begins a run that a person asked for, or finds the open one; returns its id.
