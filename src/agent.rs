@@ -17,11 +17,12 @@ use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Value, json};
 
 use crate::clock::unix_ms;
-use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
+use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings, UpdateSettings};
 use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
 use crate::drivers;
 use crate::host::checks::Means;
 use crate::host::metrics::Sampler;
+use crate::host::update::{self, Order, Origin, Restart, Updater};
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::observe::dump::dump;
 use crate::observe::socket::{Handler, Reply, StatusSocket};
@@ -35,8 +36,11 @@ use crate::store::{Space, Store, StoreError, StoreKeys};
 use crate::thread::{self, Cancel, Why};
 use crate::wire;
 
-/// Version of this binary.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Version of this binary; a build may name another one than the package has.
+pub const VERSION: &str = match option_env!("BACKUPY_BUILD_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 /// Commit it was built from, if the build said so.
 pub const COMMIT: Option<&str> = option_env!("BACKUPY_BUILD_COMMIT");
 
@@ -76,6 +80,12 @@ pub struct AgentOptions {
     /// Requests on the status socket that are not the agent's own; `up` adds some. Gets the agent's own
     /// status, so that it can be part of the answer.
     pub extra: Option<ExtraHandler>,
+    /// Whose signature an update needs.
+    pub updates: UpdateSettings,
+    /// Where this process came from.
+    pub origin: Origin,
+    /// Set when the installed binary is to be executed in the end.
+    pub restart: Restart,
 }
 
 /// Answers a request on the status socket; `Ok(false)` when the request is not one of its own.
@@ -134,7 +144,21 @@ impl Agent {
     pub fn start(options: AgentOptions, stop: Cancel) -> Result<Self, AgentError> {
         let state_dir = options.state_dir.clone();
         let keys = StoreKeys { current: options.agent_key.clone(), previous: options.previous_key };
-        let store = Store::open(&state_dir, &Space::AGENT, &keys).map_err(AgentError::Store)?;
+        let updater = Updater::open(
+            &state_dir,
+            update::Means {
+                version: VERSION,
+                settings: options.updates,
+                origin: options.origin,
+                tls: options.tls.clone(),
+                proxy: options.proxy.clone(),
+                trust: options.policy.trust,
+            },
+        );
+        let updater = Arc::new(updater);
+        let store = Store::open_as(&state_dir, &Space::AGENT, &keys, updater.migrations())
+            .map_err(AgentError::Store)?;
+        updater.tidy();
         drivers::sweep(&pipeline::work_dir(&state_dir));
         pipeline::sweep(&state_dir);
         let outbox =
@@ -153,6 +177,9 @@ impl Agent {
         };
         if hooks::allowed(&options.policy) {
             capabilities.push("hooks".to_owned());
+        }
+        if updater.is_able() {
+            capabilities.push("self_update".to_owned());
         }
         let workshop = Workshop {
             policy: options.policy,
@@ -174,6 +201,8 @@ impl Agent {
             stop_grace: options.stop_grace,
             log_level: options.log_level,
             log_lines: options.log_lines,
+            updater,
+            restart: options.restart,
         })
         .map_err(AgentError::Dispatch)?;
         let status = LinkStatus::new();
@@ -331,6 +360,7 @@ fn handler(
         }
         match request.get("cmd").and_then(Value::as_str) {
             Some("status") => reply(&status()),
+            Some("self-update") => reply(&ordered(&queries, request)),
             Some("dump-state") => {
                 let secrets = request.get("allow_secrets").and_then(Value::as_bool);
                 dump(&store, secrets.unwrap_or(false), reply)
@@ -338,4 +368,20 @@ fn handler(
             command => reply(&json!({"error": format!("unknown request {command:?}")})),
         }
     })
+}
+
+/// An order to update from somebody at the host, whose version is in its slot already.
+fn ordered(queries: &Queries, request: &Value) -> Value {
+    let text = |name: &str| request.get(name).and_then(Value::as_str).unwrap_or_default();
+    let force = request.get("force").and_then(Value::as_bool).unwrap_or(false);
+    let signature = text("signature").as_bytes();
+    let refused = match Order::read(text("version"), None, text("sha256"), signature, force) {
+        Ok(order) => queries.order(order, PROBE_TIMEOUT),
+        Err(reason) => Some(Err(reason)),
+    };
+    match refused {
+        Some(Ok(())) => json!({"done": true}),
+        Some(Err(reason)) => json!({"error": reason}),
+        None => json!({"error": "the dispatch thread does not answer"}),
+    }
 }

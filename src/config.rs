@@ -6,6 +6,7 @@
 
 mod parse;
 mod reader;
+mod update;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::secret::Secret;
 
 pub use parse::{parse_rate, parse_size};
 use reader::Reader;
+pub use update::{UpdateKey, UpdateSettings};
 
 /// Where state lives unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
@@ -57,6 +59,8 @@ pub struct Config {
     pub limits: PipelineLimits,
     /// How long running backups may go on after the first signal.
     pub stop_grace: Duration,
+    /// Updates of the program itself.
+    pub update: UpdateSettings,
 }
 
 /// Trust roots and pins for TLS.
@@ -266,6 +270,7 @@ impl Config {
             policy: host.policy,
             limits: host.limits,
             stop_grace: host.stop_grace,
+            update: host.update,
         })
     }
 }
@@ -295,6 +300,8 @@ pub struct HostConfig {
     pub limits: PipelineLimits,
     /// How long running backups may go on after the first signal.
     pub stop_grace: Duration,
+    /// Updates of the program itself.
+    pub update: UpdateSettings,
 }
 
 impl HostConfig {
@@ -349,6 +356,7 @@ impl HostConfig {
                 upload_bytes_per_sec: reader.rate("BACKUPY_UPLOAD_LIMIT"),
             },
             stop_grace: reader.duration("BACKUPY_STOP_GRACE").unwrap_or(Duration::from_secs(8)),
+            update: UpdateSettings::read(reader),
         }
     }
 }

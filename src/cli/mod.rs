@@ -13,6 +13,7 @@ pub mod decrypt;
 pub mod dump_state;
 #[cfg(feature = "control")]
 pub mod key;
+mod launch;
 #[cfg(feature = "control")]
 pub mod place;
 #[cfg(feature = "control")]
@@ -22,6 +23,7 @@ pub mod run;
 pub mod runs;
 #[cfg(feature = "control")]
 mod scratch;
+pub mod self_update;
 #[cfg(feature = "control")]
 pub mod show;
 pub mod status;
@@ -67,6 +69,7 @@ enum Command {
     Decrypt(decrypt::DecryptArgs),
     DumpState(dump_state::DumpStateArgs),
     Reset(dump_state::ResetArgs),
+    SelfUpdate(self_update::SelfUpdateArgs),
     Version(version::VersionArgs),
 }
 
@@ -138,6 +141,7 @@ fn run(command: Command) -> Exit {
         Command::Decrypt(args) => decrypt::run(&args),
         Command::DumpState(args) => dump_state::dump_state(&args),
         Command::Reset(args) => dump_state::reset(&args),
+        Command::SelfUpdate(args) => self_update::run(&args),
         Command::Version(args) => version::version(&args),
     }
 }

@@ -7,6 +7,7 @@ use crate::agent::{Agent, AgentError, AgentOptions};
 use crate::config::{Checks, Config, Flags, process_env};
 use crate::dispatch::DispatchError;
 use crate::exit::Exit;
+use crate::host::update::{Origin, Restart};
 use crate::link::{ServerUrl, Transport};
 use crate::net::root_store;
 use crate::observe::logging;
@@ -15,7 +16,7 @@ use crate::pipeline::UrlPolicy;
 use crate::signals;
 use crate::store::StoreError;
 
-use super::complain;
+use super::{complain, launch, state_dir};
 
 /// Run the agent: connect to a control plane, take its commands, back up.
 ///
@@ -51,6 +52,10 @@ pub struct RunArgs {
 
 /// Runs the agent until a signal ends it.
 pub fn run(args: RunArgs) -> Exit {
+    let origin = match launch::start(&state_dir(args.state_dir.as_deref())) {
+        Ok(origin) => origin,
+        Err(code) => return code,
+    };
     let flags = Flags {
         server_url: args.server_url,
         agent_key_file: args.agent_key_file,
@@ -83,18 +88,20 @@ pub fn run(args: RunArgs) -> Exit {
     };
     let (tap, log_lines) = tap();
     logging::init(config.log_level, Some(tap));
-    let stop = match signals::listen(None) {
-        Ok(stop) => stop,
+    let (stop, asked) = match signals::listen_and_tell(None) {
+        Ok(listening) => listening,
         Err(error) => {
             complain(format!("failed to listen for signals: {error}"));
             return Exit::Internal;
         }
     };
-    match Agent::start(options(config, url, log_lines), stop) {
+    let restart = Restart::default();
+    let options = options(config, url, log_lines, origin.clone(), restart.clone());
+    match Agent::start(options, stop) {
         Ok(agent) => {
             agent.run();
             log::info!("stopped");
-            Exit::Ok
+            launch::end(&origin, &restart, &asked)
         }
         Err(error) => {
             complain(&error);
@@ -103,7 +110,13 @@ pub fn run(args: RunArgs) -> Exit {
     }
 }
 
-fn options(config: Config, url: ServerUrl, log_lines: Receiver<Line>) -> AgentOptions {
+fn options(
+    config: Config,
+    url: ServerUrl,
+    log_lines: Receiver<Line>,
+    origin: Origin,
+    restart: Restart,
+) -> AgentOptions {
     AgentOptions {
         transport: Transport::Remote(url),
         agent_key: config.agent_key,
@@ -118,6 +131,9 @@ fn options(config: Config, url: ServerUrl, log_lines: Receiver<Line>) -> AgentOp
         log_level: config.log_level,
         log_lines,
         extra: None,
+        updates: config.update,
+        origin,
+        restart,
     }
 }
 

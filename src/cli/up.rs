@@ -7,9 +7,9 @@ use std::time::Duration;
 use argh::FromArgs;
 use crossbeam_channel::never;
 
-use super::complain;
 use super::place::{self, DEFAULT_CONFIG, Note};
 use super::run::exit_for;
+use super::{complain, launch};
 use crate::agent::{Agent, AgentOptions};
 use crate::clock::unix_ms;
 use crate::config::{self, HostConfig, TlsSettings, process_env};
@@ -19,11 +19,13 @@ use crate::control::local;
 use crate::control::plane::Plane;
 use crate::control::storage::{Reach, StorageSettings};
 use crate::exit::Exit;
+use crate::host::update::{Origin, Restart};
 use crate::link::Transport;
 use crate::model::Trust;
 use crate::observe::logging;
 use crate::pipeline::UrlPolicy;
 use crate::signals;
+use crate::store::Migrations;
 use crate::thread::Cancel;
 
 /// Keep the databases of this host backed up: scheduler, storage and agent in one process.
@@ -75,6 +77,11 @@ pub struct UpArgs {
 
 /// Runs until a signal ends it.
 pub fn run(args: &UpArgs) -> Exit {
+    let origin = if args.check { None } else { Some(launch::start(&state_dir_of(args))) };
+    let origin = match origin.transpose() {
+        Ok(origin) => origin,
+        Err(code) => return code,
+    };
     let (settings, path) = match settings(args) {
         Ok(found) => found,
         Err(why) => {
@@ -82,10 +89,10 @@ pub fn run(args: &UpArgs) -> Exit {
             return Exit::Usage;
         }
     };
-    if args.check {
+    let Some(origin) = origin else {
         explain(&settings);
         return Exit::Ok;
-    }
+    };
     let flags = config::Flags {
         state_dir: Some(settings.state_dir.display().to_string()),
         log_level: args.log_level.clone(),
@@ -102,7 +109,19 @@ pub fn run(args: &UpArgs) -> Exit {
     for warning in &settings.warnings {
         log::warn!("{}", at(path.as_deref(), warning));
     }
-    serve(settings, File { path, pinned: args.state_dir.is_some() }, host)
+    serve(settings, File { path, pinned: args.state_dir.is_some() }, host, &origin)
+}
+
+/// The state directory, as far as it can be told without judging the rest of the file: another version may understand
+/// what this one does not.
+fn state_dir_of(args: &UpArgs) -> PathBuf {
+    let by_flags = args.database.is_some() || args.to.is_some();
+    let file = Path::new(args.config.as_deref().unwrap_or(DEFAULT_CONFIG));
+    match &args.state_dir {
+        Some(dir) => dir.into(),
+        None if by_flags => super::state_dir(None),
+        None => file_of_up::state_dir_in(file).unwrap_or_else(|| config::DEFAULT_STATE_DIR.into()),
+    }
 }
 
 /// The file that the settings came from.
@@ -112,16 +131,16 @@ struct File {
     pinned: bool,
 }
 
-fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
+fn serve(settings: Settings, file: File, host: HostConfig, origin: &Origin) -> Exit {
     let plane: Arc<OnceLock<Plane>> = Arc::default();
     let reloaded = plane.clone();
-    let listening = signals::listen(Some(Box::new(move || {
+    let listening = signals::listen_and_tell(Some(Box::new(move || {
         if let Some(plane) = reloaded.get() {
             reload(plane, &file);
         }
     })));
-    let stop = match listening {
-        Ok(stop) => stop,
+    let (stop, asked) = match listening {
+        Ok(listening) => listening,
         Err(error) => {
             complain(format!("failed to listen for signals: {error}"));
             return Exit::Internal;
@@ -134,7 +153,8 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
             return Exit::Internal;
         }
     };
-    let mut embedded = match begin(&settings, &reach, &stop) {
+    let mut embedded = match begin(&settings, &reach, &stop, origin.migrations(&settings.state_dir))
+    {
         Ok(Some(embedded)) => embedded,
         Ok(None) => return Exit::Ok,
         Err(error) => {
@@ -151,7 +171,9 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     }
     // Nobody sets it but this line.
     let _ = plane.set(embedded.plane().clone());
-    let exit = match Agent::start(options(&embedded, &settings.storage, host), stop) {
+    let restart = Restart::default();
+    let options = options(&embedded, &settings.storage, host, origin.clone(), restart.clone());
+    let exit = match Agent::start(options, stop) {
         Ok(agent) => {
             agent.run();
             Exit::Ok
@@ -163,7 +185,7 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     };
     embedded.stop();
     log::info!("stopped");
-    exit
+    if exit == Exit::Ok { launch::end(origin, &restart, &asked) } else { exit }
 }
 
 /// Starts the control plane; `None` if it was asked to stop first. Of a bucket that was never reached nothing is known,
@@ -172,11 +194,12 @@ fn begin(
     settings: &Settings,
     reach: &Reach,
     stop: &Cancel,
+    migrations: Migrations,
 ) -> Result<Option<Embedded>, EmbeddedError> {
     const AGAIN: Duration = Duration::from_secs(30);
     let mut told = false;
     loop {
-        match Embedded::start(settings.clone(), reach) {
+        match Embedded::start(settings.clone(), reach, migrations) {
             Err(error) if error.is_away() => {
                 log::error!("{error}; nothing can start before it was reached once");
                 if !std::mem::replace(&mut told, true) {
@@ -191,7 +214,13 @@ fn begin(
     }
 }
 
-fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> AgentOptions {
+fn options(
+    embedded: &Embedded,
+    storage: &StorageSettings,
+    host: HostConfig,
+    origin: Origin,
+    restart: Restart,
+) -> AgentOptions {
     let plane = embedded.plane().clone();
     let (uploads, ca_file) = match storage {
         StorageSettings::Directory(_) => (UrlPolicy::Loopback(embedded.addr()), None),
@@ -213,6 +242,9 @@ fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> 
         extra: Some(Arc::new(move |request, status, reply| {
             local::answer(&plane, request, status, reply)
         })),
+        updates: host.update,
+        origin,
+        restart,
     }
 }
 

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::config::{HostPolicy, PipelineLimits};
 use crate::dispatch::{CONFIG_KEY, Dispatch, Parts, Queries};
+use crate::host::update::{self, Updater};
 use crate::link::{self, Slots};
 use crate::model::{AgentConfig, Connection, Engine, Job, Maintenance, Target, Trust, UploadCreds};
 use crate::observe::tap::Line;
@@ -149,6 +150,20 @@ impl Rig {
         config
     }
 
+    fn updater(&self) -> Updater {
+        Updater::open(
+            self.path(),
+            update::Means {
+                version: "0.1.0",
+                settings: crate::config::UpdateSettings::default(),
+                origin: update::Origin::of_this_process(self.path(), "0.1.0"),
+                tls: crate::config::TlsSettings::default(),
+                proxy: crate::config::ProxySettings::default(),
+                trust: crate::model::Trust::Remote,
+            },
+        )
+    }
+
     /// Starts as a new process would.
     pub(super) fn restart(&mut self) {
         assert!(self.life.is_none(), "it still runs");
@@ -174,6 +189,8 @@ impl Rig {
             stop_grace: self.grace,
             log_level: log::LevelFilter::Info,
             log_lines,
+            updater: Arc::new(self.updater()),
+            restart: crate::host::update::Restart::default(),
         })
         .unwrap();
         let crash = Arc::new(AtomicBool::new(false));
