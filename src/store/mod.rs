@@ -35,7 +35,7 @@ use inner::Inner;
 
 pub use dump::{Record, salvage, set_aside};
 pub use error::StoreError;
-pub use files::{LOCK, write_aside};
+pub use files::{is_in_use, write_aside};
 pub use open::{Migrations, is_readable_by_this_version};
 
 /// A namespace of records; each has its own order of keys.

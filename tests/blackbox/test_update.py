@@ -547,7 +547,7 @@ def test_kill_at_any_moment(fleet, act):
 
     def settled():
         session = next((s for s in reversed(fleet.plane.sessions) if s.alive), None)
-        update = session and not host.children() and status(host)["dispatch"]["update"]
+        update = session and not host.children() and status(host)["dispatch"].get("update")
         return update and not update.get("phase") and not update["on_trial"] and update["last"] and (
             session.register["agent_version"] in versions
         )

@@ -5,16 +5,17 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use super::arrival::Arrival;
 use super::error::UpdateError;
-use super::launcher::is_locked;
 use super::order::{Order, judge};
 use super::plan::outranks;
-use super::slots::{Arrival, Versions};
+use super::slots::Versions;
 use super::{check, download, inspect, signature, version};
 use crate::config::{ProxySettings, TlsSettings, UpdateKey};
 use crate::pipeline::UrlPolicy;
 use crate::pipeline::upload::{Caller, Timing};
 use crate::secret::Secret;
+use crate::store;
 use crate::thread::Cancel;
 
 /// Where a program comes from.
@@ -81,7 +82,7 @@ pub fn order_for_next_start(
     order: &Order,
     installed: &str,
 ) -> Result<(), String> {
-    if is_locked(state_dir) {
+    if store::is_in_use(state_dir) {
         return Err("a process runs that does not answer; stop it first".to_owned());
     }
     let versions = Versions::of(state_dir);

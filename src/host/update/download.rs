@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use ureq::http::{Method, Uri};
 
+use super::arrival::Arrival;
 use super::error::UpdateError;
-use super::slots::{Arrival, MAX_PROGRAM_BYTES};
+use super::slots::MAX_PROGRAM_BYTES;
 use crate::clock::Deadline;
 use crate::pipeline::upload::{Ask, Caller, Download};
 use crate::secret::Secret;

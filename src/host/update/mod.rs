@@ -6,19 +6,23 @@
 //!       → launcher: the new version has one minute to a session with the control plane → confirmed | given up
 //! ```
 //! The installed binary is never written to, so that it may lie on a read-only file system and belong to a package; it is
-//! what is left when everything else fails. [`slots`] is what is on disk, [`plan`] which version runs, [`launcher`] how
+//! what is left when everything else fails. [`state`] is what is known of versions, [`slots`] where they are, [`plan`] which version runs, [`launcher`] how
 //! it is started and watched, [`order`] what is refused. Nothing here knows of sessions or runs: dispatch does.
 
+mod arrival;
 pub mod by_hand;
 mod download;
 mod error;
 mod inspect;
 pub mod launcher;
 mod order;
+mod origin;
 mod plan;
 mod signature;
 mod slots;
+mod state;
 mod version;
+mod watch;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,9 +39,10 @@ use crate::store::Migrations;
 use crate::thread::Cancel;
 
 pub use error::UpdateError;
-pub use launcher::Origin;
 pub use order::Order;
-pub use slots::{Last, MAX_PROGRAM_BYTES, Slot, State, Versions};
+pub use origin::Origin;
+pub use slots::{MAX_PROGRAM_BYTES, Versions};
+pub use state::{Last, Slot, State};
 pub use version::Version;
 
 /// Set when the process shall execute the installed binary once it has ended in order. Clones share it.

@@ -2,7 +2,7 @@
 
 use super::plan::outranks;
 use super::signature;
-use super::slots::{Slot, State};
+use super::state::{Slot, State};
 use super::version::{Version, bare};
 use crate::hex::unhex32;
 use crate::secret::Secret;

@@ -7,7 +7,7 @@
 //! | a confirmed version that did not come up five times in a row | none of it: it is given up |
 //! | anything else | the installed one: it may have been upgraded by a package |
 
-use super::slots::{Slot, State};
+use super::state::{Slot, State};
 use super::version::Version;
 
 /// A trial is begun once more when the launcher did not see its end: it was killed, or the machine was.

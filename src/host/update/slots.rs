@@ -11,169 +11,32 @@
 //! and fails; only the new process, once it has a session, confirms. Nothing here runs a program.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
-use ring::digest::{Context, SHA256};
-use serde::{Deserialize, Serialize};
+use ring::digest::SHA256;
 
+use super::arrival::Arrival;
 use super::error::UpdateError;
 use super::signature;
+use super::state::State;
 use crate::config::UpdateKey;
 use crate::hex::{hex, unhex32};
 use crate::store::write_aside;
 
 /// Largest program that is taken, in bytes.
 pub const MAX_PROGRAM_BYTES: u64 = 64 << 20;
-/// So much stays free on the disk of the state directory.
-const MIN_FREE_BYTES: u64 = 32 << 20;
 /// Largest state file that is read.
 const MAX_STATE_BYTES: u64 = 64 << 10;
-/// Failed versions that are remembered.
-const MAX_FAILED: usize = 16;
 
 /// The directory below the state directory.
 pub const DIR: &str = "versions";
 const STATE: &str = "state.json";
 /// Name of the program in its slot.
 pub const PROGRAM: &str = "backupy";
-const SIGNATURE: &str = "backupy.sig";
+pub(super) const SIGNATURE: &str = "backupy.sig";
 const ARRIVING: &str = "new-";
-
-/// A version in its place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Slot {
-    /// SHA-256 of the program, hex; also the name of its directory.
-    pub sha256: String,
-    /// What it calls itself.
-    pub version: String,
-    /// The installed version that somebody wants it to run instead of, although it is not newer (`force`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instead_of: Option<String>,
-}
-
-/// A version that must still prove itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trial {
-    /// Which.
-    pub slot: Slot,
-    /// The version that it follows.
-    pub from: String,
-    /// How often it was begun; counted before each start.
-    pub attempts: u32,
-}
-
-/// A version that is not tried again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failed {
-    /// SHA-256 of the program.
-    pub sha256: String,
-    /// What it calls itself.
-    pub version: String,
-    /// What happened.
-    pub reason: String,
-}
-
-/// What became of the last update.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Last {
-    /// The version that was to run.
-    pub version: String,
-    /// The version before.
-    pub from: String,
-    /// Why it does not run; `None` = it does.
-    pub error: Option<String>,
-    /// When, Unix milliseconds.
-    pub at_ms: u64,
-    /// Whether the control plane was told.
-    pub told: bool,
-}
-
-/// Which version runs, ran, should run, and must not.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct State {
-    /// The confirmed version.
-    pub current: Option<Slot>,
-    /// The confirmed version before it.
-    pub previous: Option<Slot>,
-    /// Starts of `current` since it last had a session or lived for a while.
-    pub starts: u32,
-    /// The version that must still prove itself.
-    pub trial: Option<Trial>,
-    /// Versions that failed, the newest last.
-    pub failed: Vec<Failed>,
-    /// What became of the last update.
-    pub last: Option<Last>,
-}
-
-impl State {
-    /// Puts a version on trial at the next start.
-    pub fn propose(&mut self, slot: Slot, from: &str) {
-        self.failed.retain(|failed| failed.sha256 != slot.sha256);
-        self.trial = Some(Trial { slot, from: from.to_owned(), attempts: 0 });
-    }
-
-    /// The version on trial has proven itself.
-    pub fn confirm(&mut self, now_ms: u64) {
-        let Some(trial) = self.trial.take() else { return };
-        let replaced = self.current.replace(trial.slot.clone());
-        self.previous =
-            replaced.filter(|slot| slot.sha256 != trial.slot.sha256).or(self.previous.take());
-        self.starts = 0;
-        self.last = Some(Last {
-            version: trial.slot.version,
-            from: trial.from,
-            error: None,
-            at_ms: now_ms,
-            told: false,
-        });
-    }
-
-    /// A version, on trial or current, is given up.
-    pub fn fail(&mut self, sha256: &str, reason: &str, now_ms: u64) {
-        let (slot, from) = match (&self.trial, &self.current) {
-            (Some(trial), _) if trial.slot.sha256 == sha256 => {
-                (trial.slot.clone(), trial.from.clone())
-            }
-            (_, Some(slot)) if slot.sha256 == sha256 => (slot.clone(), slot.version.clone()),
-            _ => return,
-        };
-        self.trial.take_if(|trial| trial.slot.sha256 == sha256);
-        if self.current.as_ref().is_some_and(|current| current.sha256 == sha256) {
-            self.current = self.previous.take();
-            self.starts = 0;
-        }
-        self.refuse(&slot, reason);
-        self.last = Some(Last {
-            version: slot.version,
-            from,
-            error: Some(reason.to_owned()),
-            at_ms: now_ms,
-            told: false,
-        });
-    }
-
-    fn refuse(&mut self, slot: &Slot, reason: &str) {
-        self.failed.retain(|failed| failed.sha256 != slot.sha256);
-        self.failed.push(Failed {
-            sha256: slot.sha256.clone(),
-            version: slot.version.clone(),
-            reason: reason.to_owned(),
-        });
-        let surplus = self.failed.len().saturating_sub(MAX_FAILED);
-        self.failed.drain(..surplus);
-    }
-
-    fn keeps(&self, sha256: &str) -> bool {
-        let trial = self.trial.as_ref().map(|trial| &trial.slot);
-        [self.current.as_ref(), self.previous.as_ref(), trial]
-            .into_iter()
-            .flatten()
-            .any(|slot| slot.sha256 == sha256)
-    }
-}
 
 /// The directory of versions.
 #[derive(Debug, Clone)]
@@ -261,8 +124,7 @@ impl Versions {
         DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
         let file =
             OpenOptions::new().write(true).create_new(true).mode(0o700).open(dir.join(PROGRAM));
-        let file = Some(file.map_err(failed)?);
-        Ok(Arrival { dir, digest: Context::new(&SHA256), bytes: 0, file, kept: false })
+        Ok(Arrival::new(dir.clone(), file.map_err(failed)?))
     }
 
     /// The program of a slot, proven to be what was signed.
@@ -291,116 +153,8 @@ impl Versions {
     }
 }
 
-/// A program that arrives; unless it is kept, it is removed again.
-pub struct Arrival {
-    dir: PathBuf,
-    file: Option<File>,
-    digest: Context,
-    bytes: u64,
-    kept: bool,
-}
-
-impl Arrival {
-    /// The next piece.
-    ///
-    /// # Errors
-    /// When there are too many, or no room.
-    pub fn write(&mut self, piece: &[u8]) -> Result<(), UpdateError> {
-        const LOOK_EVERY: u64 = 1 << 20;
-        let after = self.bytes + piece.len() as u64;
-        if after > MAX_PROGRAM_BYTES {
-            return Err(UpdateError::TooBig);
-        }
-        if self.bytes == 0 || self.bytes / LOOK_EVERY != after / LOOK_EVERY {
-            self.look_for_room(piece.len() as u64)?;
-        }
-        self.digest.update(piece);
-        self.bytes = after;
-        let Some(file) = &mut self.file else { return Ok(()) };
-        file.write_all(piece).map_err(|error| UpdateError::io("write", &self.dir, error))
-    }
-
-    /// Fails unless so many more bytes leave enough for the store.
-    ///
-    /// # Errors
-    /// [`UpdateError::NoRoom`].
-    pub fn look_for_room(&self, wanted: u64) -> Result<(), UpdateError> {
-        let system = rustix::fs::statvfs(&self.dir)
-            .map_err(|error| UpdateError::io("look at", &self.dir, error.into()))?;
-        let free = system.f_bavail.saturating_mul(system.f_frsize);
-        if free >= wanted.saturating_add(MIN_FREE_BYTES) {
-            return Ok(());
-        }
-        Err(UpdateError::NoRoom { dir: self.dir.clone(), free, needed: wanted + MIN_FREE_BYTES })
-    }
-
-    /// SHA-256 of what came so far, hex.
-    pub fn sha256(&self) -> String {
-        hex(self.digest.clone().finish().as_ref())
-    }
-
-    /// All of it is there: fails unless it is what was announced and signed. Closes the file, so that it can be run.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn prove(
-        &mut self,
-        sha256: &str,
-        signature: &[u8],
-        key: &UpdateKey,
-    ) -> Result<PathBuf, UpdateError> {
-        let found = self.sha256();
-        if found != sha256 {
-            return Err(UpdateError::Hash { expected: sha256.to_owned(), found });
-        }
-        let failed = |error| UpdateError::io("write", &self.dir, error);
-        if let Some(file) = self.file.take() {
-            file.sync_all().map_err(failed)?;
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(self.dir.join(SIGNATURE))
-            .map_err(failed)?;
-        file.write_all(signature).and_then(|()| file.sync_all()).map_err(failed)?;
-        verify(&self.dir, sha256, key)?;
-        Ok(self.dir.join(PROGRAM))
-    }
-
-    /// Makes it a slot.
-    ///
-    /// # Errors
-    /// When it cannot be put in its place.
-    pub fn keep(mut self, sha256: &str) -> Result<(), UpdateError> {
-        let failed = |error| UpdateError::io("write", &self.dir, error);
-        let versions = self.dir.parent().map(Path::to_owned).unwrap_or_default();
-        let slot = versions.join(sha256);
-        for path in [self.dir.join(PROGRAM), self.dir.join(SIGNATURE), self.dir.clone()] {
-            own(&versions, &path).map_err(failed)?;
-        }
-        let sync = |dir: &Path| File::open(dir)?.sync_all();
-        sync(&self.dir).map_err(failed)?;
-        remove(&slot).map_err(failed)?;
-        fs::rename(&self.dir, &slot).and_then(|()| sync(&versions)).map_err(failed)?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = remove(&self.dir)
-        {
-            log::warn!("failed to remove {}: {error}", self.dir.display());
-        }
-    }
-}
-
 /// Whole in memory: the signature is over all of it.
-fn verify(dir: &Path, sha256: &str, key: &UpdateKey) -> Result<(), UpdateError> {
+pub(super) fn verify(dir: &Path, sha256: &str, key: &UpdateKey) -> Result<(), UpdateError> {
     let path = dir.join(PROGRAM);
     let read = |path: &Path, most| {
         File::open(path)
@@ -429,7 +183,7 @@ fn read_bounded(file: File, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn remove(dir: &Path) -> io::Result<()> {
+pub(super) fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -437,7 +191,7 @@ fn remove(dir: &Path) -> io::Result<()> {
 }
 
 /// Root may put a version into the state directory of another user, who has to read it.
-fn own(beside: &Path, path: &Path) -> io::Result<()> {
+pub(super) fn own(beside: &Path, path: &Path) -> io::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
     if !rustix::process::geteuid().is_root() {
         return Ok(());
@@ -449,64 +203,11 @@ fn own(beside: &Path, path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::Slot;
     use super::*;
 
     fn slot(letter: &str, version: &str) -> Slot {
         Slot { sha256: letter.repeat(64), version: version.to_owned(), instead_of: None }
-    }
-
-    #[test]
-    fn a_trial_becomes_current_and_the_one_before_is_kept() {
-        let mut state = State::default();
-        state.propose(slot("a", "1.0.0"), "0.1.0");
-        state.confirm(1);
-        state.propose(slot("b", "2.0.0"), "1.0.0");
-        assert_eq!(state.current, Some(slot("a", "1.0.0")));
-        state.confirm(2);
-        assert_eq!(
-            (&state.current, &state.previous),
-            (&Some(slot("b", "2.0.0")), &Some(slot("a", "1.0.0")))
-        );
-        assert_eq!(state.last.as_ref().unwrap().error, None);
-        state.propose(slot("b", "2.0.0"), "2.0.0");
-        state.confirm(3);
-        assert_eq!(state.previous, Some(slot("a", "1.0.0")), "the same once more is no step");
-    }
-
-    #[test]
-    fn a_failure_goes_back_and_is_remembered_until_it_is_proposed_again() {
-        let mut state = State { current: Some(slot("a", "1.0.0")), ..State::default() };
-        state.propose(slot("b", "2.0.0"), "1.0.0");
-        state.fail(&"b".repeat(64), "it hung", 5);
-        assert_eq!((&state.current, &state.trial), (&Some(slot("a", "1.0.0")), &None));
-        assert_eq!(state.failed[0].reason, "it hung");
-        let last = state.last.clone().unwrap();
-        assert_eq!(
-            (last.version.as_str(), last.from.as_str(), last.told),
-            ("2.0.0", "1.0.0", false)
-        );
-        state.propose(slot("b", "2.0.0"), "1.0.0");
-        assert_eq!(state.failed, []);
-        let mut state = State {
-            current: Some(slot("b", "2")),
-            previous: Some(slot("a", "1")),
-            starts: 9,
-            ..State::default()
-        };
-        state.fail(&"b".repeat(64), "it never came up", 6);
-        assert_eq!((state.current, state.previous, state.starts), (Some(slot("a", "1")), None, 0));
-    }
-
-    #[test]
-    fn what_is_remembered_has_a_bound() {
-        let mut state = State::default();
-        for number in 0..40 {
-            let slot = Slot { sha256: format!("{number:064x}"), ..slot("a", "1.0.0") };
-            state.propose(slot.clone(), "0");
-            state.fail(&slot.sha256, "no", 0);
-        }
-        assert_eq!(state.failed.len(), MAX_FAILED);
-        assert_eq!(state.failed[MAX_FAILED - 1].sha256, format!("{:064x}", 39));
     }
 
     #[test]
