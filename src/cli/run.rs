@@ -130,6 +130,8 @@ fn options(
         stop_grace: config.stop_grace,
         log_level: config.log_level,
         log_lines,
+        metrics_listen: config.metrics_listen,
+        intervals: None,
         extra: None,
         updates: config.update,
         origin,

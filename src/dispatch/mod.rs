@@ -36,6 +36,7 @@ use crate::host::checks::{CheckResult, Checks, Means};
 use crate::host::update::{Order, Restart, Updater};
 use crate::link::{self, Slots};
 use crate::model::AgentConfig;
+use crate::observe::metrics::Metrics;
 use crate::observe::tap::Line;
 use crate::outbox::{Message, Outbox, OutboxError};
 use crate::runs::state::Run;
@@ -163,6 +164,8 @@ pub struct Parts {
     pub updater: Arc<Updater>,
     /// Told when another version shall run.
     pub restart: Restart,
+    /// Counts ends of runs and results of checks.
+    pub metrics: Metrics,
 }
 
 /// What other threads may see without asking: the heartbeat needs it.
@@ -204,6 +207,7 @@ pub struct Dispatch {
     window: Option<Window>,
     log_level: log::LevelFilter,
     shared: Shared,
+    metrics: Metrics,
     on_progress: OnProgress,
 
     check_means: Means,
@@ -334,6 +338,7 @@ impl Dispatch {
             window: None,
             log_level: parts.log_level,
             shared: shared.clone(),
+            metrics: parts.metrics,
             on_progress,
             check_means: parts.checks,
             checks: None,
@@ -516,6 +521,7 @@ impl Dispatch {
         for run in runs {
             let given_up = self.upload_to_give_up(&run);
             let run_id = run.run_id.clone();
+            self.metrics.run_changed(&run);
             self.table.apply(run);
             self.give_up(&run_id, given_up);
         }

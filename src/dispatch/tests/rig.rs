@@ -18,6 +18,7 @@ use crate::dispatch::{CONFIG_KEY, Dispatch, Parts, Queries};
 use crate::host::update::{self, Updater};
 use crate::link::{self, Slots};
 use crate::model::{AgentConfig, Connection, Engine, Job, Maintenance, Target, Trust, UploadCreds};
+use crate::observe::metrics::{Build, Metrics};
 use crate::observe::tap::Line;
 use crate::outbox::{self, Message, Outbox, OutboxLimits};
 use crate::pipeline::upload::{Timing, Tries};
@@ -191,6 +192,7 @@ impl Rig {
             log_lines,
             updater: Arc::new(self.updater()),
             restart: crate::host::update::Restart::default(),
+            metrics: Metrics::new(Build { version: "0", commit: "0" }, None),
         })
         .unwrap();
         let crash = Arc::new(AtomicBool::new(false));

@@ -18,6 +18,7 @@ pub mod launcher;
 mod order;
 mod origin;
 mod plan;
+mod pulse;
 mod signature;
 mod slots;
 mod state;

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use crossbeam_channel::{Receiver, unbounded};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::launcher::Launcher;
 use super::origin::{Origin, STAGE, WATCHER, same_again};
+use super::pulse::Pulse;
 use super::slots::Versions;
 use super::state::Slot;
 use crate::exit::Exit;
@@ -78,6 +79,7 @@ impl Launcher<'_> {
         let timeout = self.settings.confirm_timeout;
         let mut deadline = Some(Instant::now() + timeout);
         let mut watched = Watched::default();
+        let mut pulse = Pulse::of_environment();
         loop {
             match child.try_wait() {
                 Ok(None) => {}
@@ -96,15 +98,24 @@ impl Launcher<'_> {
                     return watched;
                 }
             }
-            match next(events, deadline) {
-                Some(SIGCHLD) => {}
-                // It reads everything anew anyway, and might not be listening yet.
-                Some(SIGHUP) => {}
+            if let Some(pulse) = &mut pulse {
+                pulse.beat(Instant::now());
+            }
+            let wake_at = deadline.into_iter().chain(pulse.as_ref().map(Pulse::next)).min();
+            let signal = next(events, wake_at);
+            let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            match signal {
+                // A reload reads everything anew anyway, and might come before anybody listens.
+                Some(SIGCHLD | SIGHUP) => {}
                 Some(signal) => {
                     watched.asked_to_stop = true;
                     send(&child, signal);
                 }
-                None if confirmed(versions, slot) => deadline = None,
+                None if !is_over => {}
+                None if confirmed(versions, slot) => {
+                    // From here on it speaks for itself.
+                    (deadline, pulse) = (None, None);
+                }
                 None => {
                     deadline = None;
                     watched.failure = Some(format!(
@@ -159,10 +170,7 @@ fn listen() -> io::Result<Receiver<i32>> {
 /// The next signal; `None` when the deadline passed.
 fn next(events: &Receiver<i32>, deadline: Option<Instant>) -> Option<i32> {
     let Some(deadline) = deadline else { return events.recv().ok() };
-    match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        Ok(signal) => Some(signal),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }
 
 fn send(child: &Child, signal: i32) {
