@@ -4,7 +4,7 @@ use argh::FromArgs;
 use crossbeam_channel::Receiver;
 
 use crate::agent::{Agent, AgentError, AgentOptions};
-use crate::config::{Checks, Config, Flags, process_env};
+use crate::config::{Checks, Config, ConfigError, Flags, process_env};
 use crate::dispatch::DispatchError;
 use crate::exit::Exit;
 use crate::host::update::{Origin, Restart};
@@ -66,13 +66,7 @@ pub fn run(args: RunArgs) -> Exit {
         server_pin: args.server_pin,
         secrets_dir: args.secrets_dir,
     };
-    let checks = Checks {
-        server_url: &|url, insecure| {
-            ServerUrl::parse(url, insecure).map(drop).map_err(|error| error.to_string())
-        },
-        ca_file: &|path| root_store(Some(path)).map(drop).map_err(|error| error.to_string()),
-    };
-    let config = match Config::load(&process_env, &flags, &checks) {
+    let config = match load(&flags) {
         Ok(config) => config,
         Err(error) => {
             complain(error);
@@ -95,7 +89,9 @@ pub fn run(args: RunArgs) -> Exit {
             return Exit::Internal;
         }
     };
-    let restart = Restart::default();
+    let restart = Restart::checked_by(Box::new(move || {
+        load(&flags).map(drop).map_err(|error| error.to_string())
+    }));
     let options = options(config, url, log_lines, origin.clone(), restart.clone());
     match Agent::start(options, stop) {
         Ok(agent) => {
@@ -108,6 +104,16 @@ pub fn run(args: RunArgs) -> Exit {
             exit_for(&error)
         }
     }
+}
+
+fn load(flags: &Flags) -> Result<Config, ConfigError> {
+    let checks = Checks {
+        server_url: &|url, insecure| {
+            ServerUrl::parse(url, insecure).map(drop).map_err(|error| error.to_string())
+        },
+        ca_file: &|path| root_store(Some(path)).map(drop).map_err(|error| error.to_string()),
+    };
+    Config::load(&process_env, flags, &checks)
 }
 
 fn options(

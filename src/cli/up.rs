@@ -20,7 +20,7 @@ use crate::control::plane::Plane;
 use crate::control::schedule::Schedule;
 use crate::control::storage::{Reach, StorageSettings};
 use crate::exit::Exit;
-use crate::host::update::{Origin, Restart};
+use crate::host::update::{Origin, Restart, StartCheck};
 use crate::link::Transport;
 use crate::model::Trust;
 use crate::observe::logging;
@@ -125,6 +125,16 @@ fn state_dir_of(args: &UpArgs) -> PathBuf {
     }
 }
 
+/// Whether the file, if there is one, would be taken at a start.
+fn start_check(path: Option<PathBuf>) -> StartCheck {
+    Box::new(move || match &path {
+        Some(path) => {
+            file_of_up::load(path).map(drop).map_err(|problems| place::tell(path, &problems))
+        }
+        None => Ok(()),
+    })
+}
+
 /// The file that the settings came from.
 struct File {
     path: Option<PathBuf>,
@@ -133,6 +143,7 @@ struct File {
 }
 
 fn serve(settings: Settings, file: File, host: HostConfig, origin: &Origin) -> Exit {
+    let starts_again = start_check(file.path.clone());
     let plane: Arc<OnceLock<Plane>> = Arc::default();
     let reloaded = plane.clone();
     let listening = signals::listen_and_tell(Some(Box::new(move || {
@@ -172,7 +183,7 @@ fn serve(settings: Settings, file: File, host: HostConfig, origin: &Origin) -> E
     }
     // Nobody sets it but this line.
     let _ = plane.set(embedded.plane().clone());
-    let restart = Restart::default();
+    let restart = Restart::checked_by(starts_again);
     let options = options(&embedded, &settings.storage, host, origin.clone(), restart.clone());
     let exit = match Agent::start(options, stop) {
         Ok(agent) => {

@@ -274,9 +274,13 @@ impl Dispatch {
         }
         let Phase::Waiting { order, .. } = &self.updates.phase else { return };
         let order = order.clone();
-        if let Err(error) = self.updates.updater.propose(&order) {
+        let proposed = self.updates.restart.check().map_err(|why| {
+            format!("neither it nor the version that runs could start with the settings as they are now: {why}")
+        });
+        let propose = |()| self.updates.updater.propose(&order).map_err(|error| error.to_string());
+        if let Err(error) = proposed.and_then(propose) {
             self.updates.phase = Phase::Idle;
-            return self.update_failed(&order, &error.to_string());
+            return self.update_failed(&order, &error);
         }
         // Otherwise the next start sees that it was carried out.
         if let Err(error) = self.store_pending(None) {
@@ -386,7 +390,7 @@ mod tests {
             proxy: ProxySettings::default(),
             trust: Trust::Remote,
         };
-        Updates::new(Arc::new(Updater::open(dir, means)), Restart::default())
+        Updates::new(Arc::new(Updater::open(dir, means)), Restart::checked_by(Box::new(|| Ok(()))))
     }
 
     #[test]

@@ -322,6 +322,18 @@ def test_only_where_the_host_and_its_configuration_want_it(fleet):
 # --- taken back
 
 
+@pytest.mark.slow
+def test_taken_back_within_90_s_with_the_time_that_is_the_default(fleet):
+    host = fleet.host(BACKUPY_UPDATE_CONFIRM_TIMEOUT=None)
+    session = fleet.plane.session()
+    fleet.send(fleet.offer(stand_in(fleet.lab.directory, "hang")))
+    fleet.plane.wait(lambda: session.ended, 60, "the end of the old version")
+    ended = time.monotonic()
+    fleet.settled(host, OWN_VERSION)
+    assert "within 60 s" in fleet.said("was taken back", ERROR)
+    assert 55 < time.monotonic() - ended < 90
+
+
 @pytest.mark.parametrize("act", ["crash", "exit", "no-store", "hang", "no-session"])
 def test_taken_back(fleet, act):
     short = act in ("hang", "no-session")
@@ -599,9 +611,12 @@ def test_by_hand_for_the_next_start(fleet):
     fleet.settled(host, NEXT_VERSION)
 
 
-@pytest.mark.parametrize("act", ["good", "crash"])
+@pytest.mark.parametrize("act", ["good", "crash", "broken-file"])
 def test_up(fleet, act):
-    """One process with its own control plane, which counts as the one to reach."""
+    """One process with its own control plane, which counts as the one to reach.
+
+    A file that was broken meanwhile would end both versions at their start, so nothing is restarted then.
+    """
     directory = fleet.lab.directory
     databases.make_sqlite(directory / "app.db")
     (directory / "storage").mkdir()
@@ -615,7 +630,10 @@ def test_up(fleet, act):
     host.start()
     here = ("--state-dir", host.state)
     wait_until(lambda: host.command("health-check", *here).returncode == OK, 30)
-    program = fleet.next() if act == "good" else stand_in(directory, act)
+    program = stand_in(directory, act) if act == "crash" else fleet.next()
+    if act == "broken-file":
+        with open(directory / "backupy.toml", "a") as file:
+            file.write("[nonsense\n")
     path = directory / "program"
     path.write_bytes(program)
     path.with_name("program.sig").write_bytes(fleet.signer.sign(program))
@@ -633,4 +651,8 @@ def test_up(fleet, act):
 
     wait_until(settled, BACK_WITHIN, f"version {version}")
     assert host.command("backup", "app", *here, timeout=60).returncode == OK
+    if act == "broken-file":
+        last = json.loads(host.command("status", "--json", *here).stdout)["dispatch"]["update"]["last"]
+        assert "settings" in last["error"] and "backupy.toml" in last["error"]
+        assert host.log.count("connecting to") == 1, "nothing was restarted"
     assert host.stop() == OK

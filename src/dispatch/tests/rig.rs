@@ -191,7 +191,7 @@ impl Rig {
             log_level: log::LevelFilter::Info,
             log_lines,
             updater: Arc::new(self.updater()),
-            restart: crate::host::update::Restart::default(),
+            restart: update::Restart::checked_by(Box::new(|| Ok(()))),
             metrics: Metrics::new(Build { version: "0", commit: "0" }, None),
         })
         .unwrap();

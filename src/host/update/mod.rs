@@ -25,6 +25,7 @@ mod state;
 mod version;
 mod watch;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,19 +47,47 @@ pub use slots::{MAX_PROGRAM_BYTES, Versions};
 pub use state::{Last, Slot, State};
 pub use version::Version;
 
+/// Whether this process could start again just as it did.
+pub type StartCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// Set when the process shall execute the installed binary once it has ended in order. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct Restart(Arc<AtomicBool>);
+#[derive(Clone)]
+pub struct Restart(Arc<Inner>);
+
+struct Inner {
+    requested: AtomicBool,
+    check: StartCheck,
+}
 
 impl Restart {
+    /// Not requested. `check` reads again what a start would read: settings that somebody broke meanwhile would end the
+    /// new version and the old one alike.
+    pub fn checked_by(check: StartCheck) -> Self {
+        Self(Arc::new(Inner { requested: AtomicBool::new(false), check }))
+    }
+
+    /// Fails if a start would.
+    ///
+    /// # Errors
+    /// Why.
+    pub fn check(&self) -> Result<(), String> {
+        (self.0.check)()
+    }
+
     /// Asks for it.
     pub fn request(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.requested.store(true, Ordering::SeqCst);
     }
 
     /// Whether somebody did.
     pub fn is_requested(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.requested.load(Ordering::SeqCst)
+    }
+}
+
+impl fmt::Debug for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Restart").field(&self.is_requested()).finish()
     }
 }
 
