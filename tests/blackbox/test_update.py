@@ -196,7 +196,9 @@ def test_it_waits_for_a_run_and_starts_no_other(fleet):
     assert "waiting for runs to end" in host.command("status").stdout
     session = plane.session()
     assert session.number == 0 and not plane.terminal("r1") and not plane.terminal("r2")
-    assert not [put for put in plane.objects.puts if "r2" in put.key], "no other run starts"
+    open_runs = {run["run_id"]: run for run in status(host)["dispatch"]["open_runs"]}
+    assert open_runs["r1"]["phase"] == "running"
+    assert (open_runs["r2"]["phase"], open_runs["r2"]["attempts"]) == ("queued", 0), "no other run starts"
     plane.objects.release()
     plane.wait_success("r1")
     fleet.settled(host, NEXT_VERSION)
