@@ -22,12 +22,13 @@ use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Value, json};
 
 use crate::clock::{is_unset, unix_ms};
-use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
+use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings, UpdateSettings};
 use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
 use crate::drivers;
 use crate::host::checks::Means;
 use crate::host::discovery::{Discovery, Finder};
 use crate::host::metrics::Sampler;
+use crate::host::update::{self, Order, Origin, Restart, Updater};
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::net::http::Server;
 use crate::observe::dump::dump;
@@ -47,8 +48,11 @@ use crate::wire;
 
 pub use vitals::Vital;
 
-/// Version of this binary.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Version of this binary; a build may name another one than the package has.
+pub const VERSION: &str = match option_env!("BACKUPY_BUILD_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 /// Commit it was built from, if the build said so.
 pub const COMMIT: Option<&str> = option_env!("BACKUPY_BUILD_COMMIT");
 
@@ -96,6 +100,12 @@ pub struct AgentOptions {
     pub supervisor: Supervisor,
     /// What else must be alive; `up` has a control plane.
     pub vital: Option<Vital>,
+    /// Whose signature an update needs.
+    pub updates: UpdateSettings,
+    /// Where this process came from.
+    pub origin: Origin,
+    /// Set when the installed binary is to be executed in the end.
+    pub restart: Restart,
 }
 
 /// Answers a request on the status socket; `Ok(false)` when the request is not one of its own.
@@ -164,7 +174,21 @@ impl Agent {
             );
         }
         let keys = StoreKeys { current: options.agent_key.clone(), previous: options.previous_key };
-        let store = Store::open(&state_dir, &Space::AGENT, &keys).map_err(AgentError::Store)?;
+        let updater = Updater::open(
+            &state_dir,
+            update::Means {
+                version: VERSION,
+                settings: options.updates,
+                origin: options.origin,
+                tls: options.tls.clone(),
+                proxy: options.proxy.clone(),
+                trust: options.policy.trust,
+            },
+        );
+        let updater = Arc::new(updater);
+        let store = Store::open_as(&state_dir, &Space::AGENT, &keys, updater.migrations())
+            .map_err(AgentError::Store)?;
+        updater.tidy();
         drivers::sweep(&pipeline::work_dir(&state_dir));
         pipeline::sweep(&state_dir);
         let outbox =
@@ -183,6 +207,9 @@ impl Agent {
         };
         if hooks::allowed(&options.policy) {
             capabilities.push("hooks".to_owned());
+        }
+        if updater.is_able() {
+            capabilities.push("self_update".to_owned());
         }
         let workshop = Workshop {
             policy: options.policy,
@@ -208,6 +235,8 @@ impl Agent {
             stop_grace: options.stop_grace,
             log_level: options.log_level,
             log_lines: options.log_lines,
+            updater,
+            restart: options.restart.clone(),
             metrics: metrics.clone(),
         })
         .map_err(AgentError::Dispatch)?;
@@ -221,6 +250,7 @@ impl Agent {
             own_plane,
             extra: options.vital,
             stop_grace: options.stop_grace,
+            restart: options.restart,
         }
         .vitals();
         let served = options.metrics_listen.and_then(|addr| {
@@ -465,6 +495,7 @@ fn handler(asked: Asked, extra: Option<ExtraHandler>) -> Handler {
         match request.get("cmd").and_then(Value::as_str) {
             Some("status") => reply(&status()),
             Some("discover") => reply(&found.look()),
+            Some("self-update") => reply(&ordered(&queries, request)),
             Some("dump-state") => {
                 let secrets = request.get("allow_secrets").and_then(Value::as_bool);
                 dump(&store, secrets.unwrap_or(false), reply)
@@ -472,4 +503,20 @@ fn handler(asked: Asked, extra: Option<ExtraHandler>) -> Handler {
             command => reply(&json!({"error": format!("unknown request {command:?}")})),
         }
     })
+}
+
+/// An order to update from somebody at the host, whose version is in its slot already.
+fn ordered(queries: &Queries, request: &Value) -> Value {
+    let text = |name: &str| request.get(name).and_then(Value::as_str).unwrap_or_default();
+    let force = request.get("force").and_then(Value::as_bool).unwrap_or(false);
+    let signature = text("signature").as_bytes();
+    let refused = match Order::read(text("version"), None, text("sha256"), signature, force) {
+        Ok(order) => queries.order(order, PROBE_TIMEOUT),
+        Err(reason) => Some(Err(reason)),
+    };
+    match refused {
+        Some(Ok(())) => json!({"done": true}),
+        Some(Err(reason)) => json!({"error": reason}),
+        None => json!({"error": "the dispatch thread does not answer"}),
+    }
 }

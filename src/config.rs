@@ -6,6 +6,7 @@
 
 mod parse;
 mod reader;
+mod update;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use crate::secret::Secret;
 
 pub use parse::{parse_listen, parse_rate, parse_size};
 use reader::Reader;
+pub use update::{UpdateKey, UpdateSettings};
 
 /// Where state lives unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
@@ -61,6 +63,8 @@ pub struct Config {
     pub limits: PipelineLimits,
     /// How long running backups may go on after the first signal.
     pub stop_grace: Duration,
+    /// Updates of the program itself.
+    pub update: UpdateSettings,
     /// Where Prometheus may ask; `None` = nowhere (`BACKUPY_METRICS_LISTEN_ADDR`).
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -278,6 +282,7 @@ impl Config {
             policy: host.policy,
             limits: host.limits,
             stop_grace: host.stop_grace,
+            update: host.update,
             metrics_listen: host.metrics_listen,
         })
     }
@@ -308,6 +313,8 @@ pub struct HostConfig {
     pub limits: PipelineLimits,
     /// How long running backups may go on after the first signal.
     pub stop_grace: Duration,
+    /// Updates of the program itself.
+    pub update: UpdateSettings,
     /// Where Prometheus may ask; `None` = nowhere (`BACKUPY_METRICS_LISTEN_ADDR`).
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -366,6 +373,7 @@ impl HostConfig {
                 upload_bytes_per_sec: reader.rate("BACKUPY_UPLOAD_LIMIT"),
             },
             stop_grace: reader.duration("BACKUPY_STOP_GRACE").unwrap_or(Duration::from_secs(8)),
+            update: UpdateSettings::read(reader),
             metrics_listen: reader.metrics_listen(),
         }
     }

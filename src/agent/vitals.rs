@@ -16,6 +16,7 @@ use crossbeam_channel::bounded;
 
 use super::SESSION_PATIENCE;
 use crate::dispatch::{Queries, Shared};
+use crate::host::update::Restart;
 use crate::link::{LinkSnapshot, LinkStatus};
 use crate::observe::supervisor::Vitals;
 use crate::store::{Space, Store, StoreError};
@@ -33,6 +34,7 @@ pub(super) struct Organs {
     pub(super) own_plane: bool,
     pub(super) extra: Option<Vital>,
     pub(super) stop_grace: Duration,
+    pub(super) restart: Restart,
 }
 
 /// What a look found.
@@ -51,12 +53,13 @@ impl Organs {
         self.link.watch(nudge.clone());
         self.shared.watch(nudge);
         let (link, shared) = (self.link.clone(), self.shared.clone());
-        let stop_within = self.stop_grace;
+        let (stop_within, restart) = (self.stop_grace, self.restart.clone());
         Vitals {
             changed,
             status: Box::new(move || status_line(&link.snapshot(), &shared.active_jobs())),
             alive: Box::new(move |patience| judge(&self.look(patience))),
             stop_within,
+            hands_over: Box::new(move || restart.is_requested()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::paste::Names;
@@ -26,7 +26,7 @@ use crate::thread::Cancel;
 const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Show the databases on this host, which of them no backup covers, and what to put into the file of `up` for those.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "discover")]
 pub struct DiscoverArgs {
     /// the file of `up` (default: /etc/backupy/backupy.toml, if there is one)

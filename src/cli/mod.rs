@@ -14,6 +14,7 @@ pub mod discover;
 pub mod dump_state;
 #[cfg(feature = "control")]
 pub mod key;
+mod launch;
 pub mod paste;
 #[cfg(feature = "control")]
 pub mod place;
@@ -24,6 +25,8 @@ pub mod run;
 pub mod runs;
 #[cfg(feature = "control")]
 mod scratch;
+pub mod self_update;
+#[cfg(feature = "control")]
 pub mod show;
 pub mod status;
 mod stopped;
@@ -69,6 +72,7 @@ enum Command {
     Decrypt(decrypt::DecryptArgs),
     DumpState(dump_state::DumpStateArgs),
     Reset(dump_state::ResetArgs),
+    SelfUpdate(self_update::SelfUpdateArgs),
     Version(version::VersionArgs),
 }
 
@@ -141,6 +145,7 @@ fn run(command: Command) -> Exit {
         Command::Decrypt(args) => decrypt::run(&args),
         Command::DumpState(args) => dump_state::dump_state(&args),
         Command::Reset(args) => dump_state::reset(&args),
+        Command::SelfUpdate(args) => self_update::run(&args),
         Command::Version(args) => version::version(&args),
     }
 }

@@ -230,7 +230,32 @@ fn print_status(status: &Value) {
         format!("not connected: {}", text(&status["last_link_error"], "connecting"))
     };
     println!("control plane: {link}, {} sessions since the start", number(&status["sessions"]));
+    print_update(&dispatch["update"]);
     print_stored(dispatch);
+}
+
+/// Which version this is, if not the installed one, and how the last update went.
+fn print_update(update: &Value) {
+    if update["slot"].is_string() {
+        println!(
+            "this version was started by {} ({})",
+            text(&update["installed"], "another"),
+            text(&update["installed_version"], "?"),
+        );
+    }
+    if let Some(phase) = update["phase"].as_str() {
+        println!("update to {}: {}", text(&update["version"], "another version"), clean(phase));
+    }
+    let last = &update["last"];
+    if let Some(version) = last["version"].as_str() {
+        let ago = duration(unix_ms().saturating_sub(number(&last["at_ms"])) / 1_000);
+        let how = match last["error"].as_str() {
+            None => "it took over".to_owned(),
+            Some(error) => format!("not taken: {}", clean(error)),
+        };
+        let from = text(&last["from"], "?");
+        println!("last update: from {from} to {}, {ago} ago: {how}", clean(version));
+    }
 }
 
 /// What stands in the store, whether somebody runs or not.

@@ -28,7 +28,7 @@ use super::watch::Patience;
 use crate::clock::unix_ms;
 use crate::exit::Exit;
 use crate::secret::Secret;
-use crate::store::Store;
+use crate::store::{Migrations, Store};
 
 /// Name of the file with the agent's key in the state directory.
 const AGENT_KEY: &str = "agent.key";
@@ -133,11 +133,16 @@ impl Embedded {
     ///
     /// # Errors
     /// See [`EmbeddedError`]; nothing keeps running then.
-    pub fn start(settings: Settings, reach: &Reach) -> Result<Self, EmbeddedError> {
+    pub fn start(
+        settings: Settings,
+        reach: &Reach,
+        migrations: Migrations,
+    ) -> Result<Self, EmbeddedError> {
         let state_dir = settings.state_dir.clone();
         private_dir(&state_dir)?;
         let agent_key = agent_key(&state_dir)?;
-        let books = Books::open(&settings, &agent_key, reach).map_err(EmbeddedError::Books)?;
+        let books =
+            Books::open(&settings, &agent_key, reach, migrations).map_err(EmbeddedError::Books)?;
         let notifier = Notifier::start(settings.failure_hook(), NOTIFY_TIMEOUT)
             .map_err(|error| EmbeddedError::Io("start the notify thread", error))?;
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms())

@@ -45,6 +45,7 @@ impl Dispatch {
                         self.slots.put_progress(&run.run_id, messages::standing(run));
                     }
                 }
+                self.prove_version();
             }
             link::Event::Down { reason } => log::info!("session ended: {reason}"),
             link::Event::Message { header, message } => {
@@ -63,9 +64,7 @@ impl Dispatch {
             }
             ServerMessage::RunHealthCheck { check_id } => self.on_run_health_check(&check_id),
             ServerMessage::PartUrls(urls) => return self.on_part_urls(&urls),
-            ServerMessage::SelfUpdate(_) => {
-                Ok(Err("this version does not update itself".to_owned()))
-            }
+            ServerMessage::SelfUpdate(command) => self.on_self_update(&command),
             // The link answers pings and reads confirmations; a second RegisterAck and payloads of
             // other versions mean nothing here.
             ServerMessage::RegisterAck(_)

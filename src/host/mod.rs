@@ -3,3 +3,4 @@
 pub mod checks;
 pub mod discovery;
 pub mod metrics;
+pub mod update;

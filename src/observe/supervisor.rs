@@ -47,7 +47,7 @@ struct Manager {
     watchdog: Option<Duration>,
     /// READY=1 was sent.
     ready: AtomicBool,
-    /// STOPPING=1 was sent, which nothing takes back.
+    /// The stop has begun, which nothing takes back.
     stopping: AtomicBool,
 }
 
@@ -61,6 +61,8 @@ pub struct Vitals {
     pub alive: Box<dyn Fn(Duration) -> Result<(), String> + Send>,
     /// The longest that a stop takes by itself.
     pub stop_within: Duration,
+    /// Whether a stop only makes room for another version of this program in the same service.
+    pub hands_over: Box<dyn Fn() -> bool + Send>,
 }
 
 impl Supervisor {
@@ -217,6 +219,10 @@ impl Watch {
 
     fn stopping(&mut self) {
         self.manager.stopping.store(true, Ordering::SeqCst);
+        if (self.vitals.hands_over)() {
+            // For the manager the service goes on; STOPPING=1 would let it end what comes next.
+            return self.manager.send("STATUS=making room for another version\nWATCHDOG=1");
+        }
         let extend = self.vitals.stop_within + STOP_MARGIN;
         self.manager.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", extend.as_micros()));
     }

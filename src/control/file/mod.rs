@@ -80,7 +80,7 @@ use crate::model::{
 };
 
 pub use flags::Flags;
-pub use parse::{load, parse};
+pub use parse::{load, parse, state_dir_in};
 pub use reader::Problem;
 
 pub use super::storage::StorageSettings;

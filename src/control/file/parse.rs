@@ -59,6 +59,15 @@ pub fn load(path: &Path) -> Result<Settings, Vec<Problem>> {
     parse(&text)
 }
 
+/// The state directory that a file names, whatever else may be wrong with it; `None` if it names none.
+pub fn state_dir_in(path: &Path) -> Option<PathBuf> {
+    let mut text = String::new();
+    std::fs::File::open(path).ok()?.take(FILE_MAX).read_to_string(&mut text).ok()?;
+    let (table, _) = DeTable::parse_recoverable(&text);
+    let dir = PathBuf::from(table.get_ref().get("state_dir")?.get_ref().as_str()?);
+    dir.is_absolute().then_some(dir)
+}
+
 /// Checks the text of a file.
 ///
 /// # Errors

@@ -34,7 +34,7 @@ use crate::control::storage::{
 use crate::control::view::RunView;
 use crate::model::UploadCreds;
 use crate::secret::{Secret, SecretBytes};
-use crate::store::{Store, StoreKeys};
+use crate::store::{Migrations, Store, StoreKeys};
 use crate::wire::BackupCompleted;
 
 /// Name of the control plane's own store in the state directory.
@@ -96,8 +96,9 @@ impl Books {
         settings: &Settings,
         agent_key: &Secret,
         reach: &Reach,
+        migrations: Migrations,
     ) -> Result<Self, BooksError> {
-        let catalogue = open_catalogue(&settings.state_dir, agent_key)?;
+        let catalogue = open_catalogue(&settings.state_dir, agent_key, migrations)?;
         let storage = match catalogue.storage_id()? {
             Some(id) => settings.storage.open_known(reach, &id)?,
             None => {
@@ -157,7 +158,7 @@ impl Books {
     ) -> Result<Self, BooksError> {
         let agent_key =
             existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
-        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        let catalogue = open_catalogue(state_dir, &agent_key, Migrations::Allowed)?;
         let id = catalogue.storage_id()?;
         let opened = match (storage, &id) {
             (StorageSettings::S3(bucket), Some(id)) => {
@@ -185,7 +186,7 @@ impl Books {
         let agent_key = private_dir(state_dir)
             .and_then(|()| agent_key(state_dir))
             .map_err(|error| BooksError::AgentKey(error.to_string()))?;
-        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        let catalogue = open_catalogue(state_dir, &agent_key, Migrations::Allowed)?;
         match catalogue.storage_id()? {
             Some(known) => opened.is_known_as(&known)?,
             None => catalogue.set_storage_id(opened.id())?,
@@ -204,7 +205,7 @@ impl Books {
     ) -> Result<Self, BooksError> {
         let agent_key =
             existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
-        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        let catalogue = open_catalogue(state_dir, &agent_key, Migrations::Allowed)?;
         Ok(Self::new(catalogue, storage.clone(), master.clone()))
     }
 
@@ -535,9 +536,13 @@ fn probe(s3: &S3) -> Result<(), BooksError> {
     }
 }
 
-fn open_catalogue(state_dir: &Path, agent_key: &Secret) -> Result<Catalogue, BooksError> {
+fn open_catalogue(
+    state_dir: &Path,
+    agent_key: &Secret,
+    migrations: Migrations,
+) -> Result<Catalogue, BooksError> {
     let keys = StoreKeys { current: agent_key.clone(), previous: None };
-    Ok(Catalogue::new(Store::open(&state_dir.join(STORE_DIR), &SPACES, &keys)?))
+    Ok(Catalogue::new(Store::open_as(&state_dir.join(STORE_DIR), &SPACES, &keys, migrations)?))
 }
 
 /// What the catalogue will never take must not be offered for ever.

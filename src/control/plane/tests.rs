@@ -18,6 +18,7 @@ use crate::control::storage::Reach;
 use crate::hex::hex;
 use crate::model::{Trust, UploadCreds};
 use crate::secret::Secret;
+use crate::store::Migrations;
 use crate::thread::Cancel;
 use crate::wire::{
     Ack, AgentMessage, BackupCompleted, Header, JobStatus, JobUpdate, Register, RunBackup,
@@ -57,7 +58,9 @@ impl Bench {
     fn open(dir: tempfile::TempDir, backups: &str) -> Self {
         std::fs::create_dir_all(dir.path().join("state")).unwrap();
         let settings = settings(dir.path(), backups);
-        let books = Books::open(&settings, &Secret::new("bkpy_test_key"), &reach()).unwrap();
+        let books =
+            Books::open(&settings, &Secret::new("bkpy_test_key"), &reach(), Migrations::Allowed)
+                .unwrap();
         let notifier = Notifier::start(settings.failure_hook(), PATIENCE).unwrap();
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms()).unwrap();
         let agents = Agents::new([]).unwrap();
@@ -472,7 +475,8 @@ fn another_master_key_is_refused_with_and_without_a_catalogue() {
     drop((server, plane));
     swap_key(dir.path());
     let settings = settings(dir.path(), APP);
-    let open = || Books::open(&settings, &Secret::new("bkpy_test_key"), &reach());
+    let open =
+        || Books::open(&settings, &Secret::new("bkpy_test_key"), &reach(), Migrations::Allowed);
     let error = open().unwrap_err();
     assert!(error.to_string().starts_with("1 backups in the storage cannot be opened"), "{error}");
     std::fs::remove_dir_all(dir.path().join("state/control")).unwrap();
@@ -497,7 +501,7 @@ fn a_rebuilt_catalogue_waits_for_its_storage() {
     assert_eq!(offline.rebuild().unwrap()["good"], 1);
     drop(offline);
     std::fs::rename(&storage, dir.path().join("away")).unwrap();
-    let error = Books::open(&settings, &key, &reach()).unwrap_err();
+    let error = Books::open(&settings, &key, &reach(), Migrations::Allowed).unwrap_err();
     assert!(error.to_string().contains("is its disk mounted?"), "{error}");
     assert!(!storage.exists());
 }

@@ -30,6 +30,7 @@ struct Rig {
     socket: UnixDatagram,
     supervisor: Supervisor,
     alive: Arc<AtomicBool>,
+    hands_over: Arc<AtomicBool>,
     changed: Sender<()>,
     line: Arc<std::sync::Mutex<String>>,
     stop: Cancel,
@@ -48,6 +49,8 @@ impl Rig {
         pairs.extend(usec.as_deref().map(|usec| ("WATCHDOG_USEC", usec)));
         let supervisor = Supervisor::from_env(&env(&pairs));
         let alive = Arc::new(AtomicBool::new(true));
+        let hands_over = Arc::new(AtomicBool::new(false));
+        let over_to = hands_over.clone();
         let line: Arc<std::sync::Mutex<String>> = Arc::default();
         let (changed, changes) = bounded(1);
         let (stop, over) = (Cancel::new().unwrap(), Cancel::new().unwrap());
@@ -60,9 +63,10 @@ impl Rig {
                 false => Err("dispatch is wedged".into()),
             }),
             stop_within: Duration::from_secs(100),
+            hands_over: Box::new(move || over_to.load(Ordering::SeqCst)),
         };
         let thread = supervisor.watch(vitals, stop.clone(), over.clone()).unwrap();
-        Self { socket, supervisor, alive, changed, line, stop, over, thread, _dir: dir }
+        Self { socket, supervisor, alive, hands_over, changed, line, stop, over, thread, _dir: dir }
     }
 
     fn say(&self, text: &str) {
@@ -96,6 +100,18 @@ fn ready_status_reload_and_stop_in_order() {
     let socket = rig.end();
     socket.set_nonblocking(true).unwrap();
     assert!(socket.recv(&mut [0; 16]).is_err(), "nothing more");
+}
+
+#[test]
+fn a_stop_that_makes_room_for_another_version_is_none_for_the_manager() {
+    let rig = Rig::start(None);
+    assert!(next(&rig.socket).starts_with("READY=1"));
+    rig.hands_over.store(true, Ordering::SeqCst);
+    rig.stop.cancel(Why::Shutdown);
+    assert_eq!(next(&rig.socket), "STATUS=making room for another version\nWATCHDOG=1");
+    let socket = rig.end();
+    socket.set_nonblocking(true).unwrap();
+    assert!(socket.recv(&mut [0; 16]).is_err(), "nothing more, and no STOPPING=1");
 }
 
 #[test]
@@ -139,6 +155,7 @@ fn not_ready_before_everything_is_alive() {
             if look < 2 { Err("the store opens".into()) } else { Ok(()) }
         }),
         stop_within: Duration::ZERO,
+        hands_over: Box::new(|| false),
     };
     let over = Cancel::new().unwrap();
     let thread = supervisor.watch(vitals, Cancel::new().unwrap(), over.clone()).unwrap().unwrap();

@@ -81,6 +81,7 @@ pub struct Caller {
     timing: Timing,
     cancel: Cancel,
     roots: Arc<Mutex<Option<Roots>>>,
+    anywhere: bool,
 }
 
 /// Trust roots, and when they were read.
@@ -99,7 +100,13 @@ impl Caller {
         timing: Timing,
         cancel: Cancel,
     ) -> Self {
-        Self { tls, proxy, policy, timing, cancel, roots: Arc::default() }
+        Self { tls, proxy, policy, timing, cancel, roots: Arc::default(), anywhere: true }
+    }
+
+    /// The same for URLs from elsewhere, which must not lead to link-local addresses and metadata services.
+    #[must_use]
+    pub fn guarded(self) -> Self {
+        Self { anywhere: false, ..self }
     }
 
     /// Ends every wait, now and later.
@@ -195,7 +202,7 @@ impl Caller {
             timing: self.timing,
             cancel: self.cancel.clone(),
             exchange: exchange.clone(),
-            anywhere: true,
+            anywhere: self.anywhere,
             paces: Vec::new(),
         };
         let mut request = Request::builder().method(ask.method.clone()).uri(destination.uri);
