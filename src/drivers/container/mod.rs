@@ -28,13 +28,13 @@ pub use fault::ContainerFault;
 
 use self::script::Report;
 use self::trailer::Trailer;
-use super::Context;
 use super::exec::{ExecError, Tool};
 use super::tail::{Said, Tail};
+use super::{Context, DriverError};
 use crate::clock::Deadline;
 use crate::config::HostPolicy;
 use crate::docker::{Attached, Bounds, Container, ContainerState, Docker, DockerError, Output};
-use crate::model::Trust;
+use crate::model::{Connection, Trust};
 use crate::secret::Secret;
 
 pub(super) use script::SECRET_PATH;
@@ -63,8 +63,19 @@ pub(super) struct Inside {
 }
 
 impl Inside {
+    /// The container that a target names.
+    ///
+    /// # Errors
+    /// When that is no name or id.
+    pub(super) fn of(connection: &Connection) -> Result<Self, DriverError> {
+        Self::new(&connection.container).ok_or_else(|| DriverError::Setting {
+            field: "container",
+            problem: "is not the name or id of a container".to_owned(),
+        })
+    }
+
     /// The container with this name or id (a leading slash, as Docker lists names, is no part of it).
-    pub(super) fn new(reference: &str) -> Option<Self> {
+    fn new(reference: &str) -> Option<Self> {
         let name = reference.strip_prefix('/').unwrap_or(reference);
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         let good = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain);
@@ -76,7 +87,7 @@ impl Inside {
         &self.reference
     }
 
-    /// Which of `names` there are in the container, each with its path.
+    /// Which of `names` there are in the container: of programs the path, of a path itself if it is a socket.
     pub(super) fn find(&self, names: &[&str], cx: &Context<'_>) -> Result<Vec<PathBuf>, ExecError> {
         let mut args: Vec<_> = ["-c", script::WHICH, "sh"].iter().map(Into::into).collect();
         args.extend(names.iter().map(Into::into));
@@ -103,30 +114,27 @@ impl Inside {
         cx: &Context<'_>,
         sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<Said, ExecError> {
+        Running::start(self, tool, secret.is_some(), cx)?.carry_out(secret, stuck, sink)
+    }
+
+    /// As [`Inside::run`], for a tool that talks on stderr all the time: only its output shows that it gets on.
+    ///
+    /// # Errors
+    /// As [`Inside::run`].
+    pub(super) fn run_by_output(
+        &self,
+        tool: &Tool<'_>,
+        secret: Option<&Secret>,
+        stuck: Duration,
+        cx: &Context<'_>,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Said, ExecError> {
         let mut running = Running::start(self, tool, secret.is_some(), cx)?;
-        let result = running
-            .hello()
-            .and_then(|()| running.hand_over(secret))
-            .and_then(|()| running.follow(stuck, sink))
-            .and_then(|code| running.confirm(code));
-        let code = match result {
-            Ok(code) => code,
-            Err(error) => {
-                running.end();
-                return Err(running.explain(error));
-            }
-        };
-        let (tool, said) = (tool.name.to_owned(), running.said());
-        match code {
-            0 => Ok(said),
-            // As a shell reports the end by a signal.
-            129..=159 => Err(ExecError::Signal { tool, signal: code - 128, said }),
-            code => Err(ExecError::Exit { tool, code, said }),
-        }
+        running.chatty = true;
+        running.carry_out(secret, stuck, sink)
     }
 }
 
-/// Whether the host lets whoever wrote the configuration name this container: by what it is, not by what it was called.
 fn allowed(found: &Container, policy: &HostPolicy) -> bool {
     let Some(list) = policy.allow_containers.as_deref().filter(|_| policy.trust == Trust::Remote)
     else {
@@ -150,6 +158,8 @@ struct Running<'a> {
     /// The script's process, once it has named it.
     process: Option<script::Process>,
     tail: Tail,
+    /// Words on stderr are no sign of life.
+    chatty: bool,
 }
 
 impl<'a> Running<'a> {
@@ -178,7 +188,36 @@ impl<'a> Running<'a> {
         let exec = docker.exec_create(&container, &words, within(ASK)).map_err(failed)?;
         let attached = docker.exec_start(&exec, within(ASK)).map_err(failed)?;
         let (tail, process) = (Tail::default(), None);
-        Ok(Self { tool, cx, docker, container, token, exec, attached, process, tail })
+        let chatty = false;
+        Ok(Self { tool, cx, docker, container, token, exec, attached, process, tail, chatty })
+    }
+
+    /// The whole conversation; however it ends, the tool is gone.
+    fn carry_out(
+        mut self,
+        secret: Option<&Secret>,
+        stuck: Duration,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Said, ExecError> {
+        let result = self
+            .hello()
+            .and_then(|()| self.hand_over(secret))
+            .and_then(|()| self.follow(stuck, sink))
+            .and_then(|code| self.confirm(code));
+        let code = match result {
+            Ok(code) => code,
+            Err(error) => {
+                self.end();
+                return Err(self.explain(error));
+            }
+        };
+        let (tool, said) = (self.tool.name.to_owned(), self.said());
+        match code {
+            0 => Ok(said),
+            // As a shell reports the end by a signal.
+            129..=159 => Err(ExecError::Signal { tool, signal: code - 128, said }),
+            code => Err(ExecError::Exit { tool, code, said }),
+        }
     }
 
     fn within(&self, timeout: Duration) -> Bounds<'a> {
@@ -246,22 +285,29 @@ impl<'a> Running<'a> {
                 .map_err(|error| cancel.why().map_or(ExecError::Sink(error), ExecError::Cancelled))
         };
         let mut trailer = Trailer::new(&self.token);
+        let mut deadline = Deadline::after(stuck);
         loop {
-            let bounds = Bounds { deadline: Deadline::after(stuck), cancel: Some(cancel) };
-            match self.attached.next(bounds) {
+            let bounds = Bounds { deadline, cancel: Some(cancel) };
+            let words = match self.attached.next(bounds) {
                 Ok(Some(Output::Stdout(bytes))) => {
                     trailer.feed(bytes, &mut pass)?;
                     if let Some(code) = trailer.code() {
                         return Ok(code);
                     }
+                    false
                 }
-                Ok(Some(Output::Stderr(bytes))) => self.tail.push(bytes),
+                Ok(Some(Output::Stderr(bytes))) => {
+                    self.tail.push(bytes);
+                    true
+                }
                 Ok(None) => return Err(self.lost()),
-                Err(DockerError::Timeout { .. }) => {
-                    let (tool, said) = (self.tool.name.to_owned(), self.said());
-                    return Err(ExecError::Stuck { tool, after: stuck, said });
-                }
+                Err(DockerError::Timeout { .. }) => return Err(self.stuck(stuck)),
                 Err(error) => return Err(failed(error)),
+            };
+            if !(words && self.chatty) {
+                deadline = Deadline::after(stuck);
+            } else if deadline.passed() {
+                return Err(self.stuck(stuck));
             }
         }
     }
@@ -302,6 +348,10 @@ impl<'a> Running<'a> {
     /// The exit code of a command that failed, if it can be had.
     fn code_now(&self) -> Option<i64> {
         self.code_within(self.within(LAST_WORDS)).ok().flatten()
+    }
+
+    fn stuck(&self, after: Duration) -> ExecError {
+        ExecError::Stuck { tool: self.tool.name.to_owned(), after, said: self.said() }
     }
 
     fn lost(&self) -> ExecError {
