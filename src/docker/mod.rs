@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! GET  /version                     → which API to speak
-//! GET  /containers/REF/json         → id, name, state
+//! GET  /containers/REF/json         → id, name, state; addresses and ports
 //! POST /containers/ID/exec          → exec id
 //! POST /exec/ID/start  (Upgrade)    → the raw connection: frames out, stdin in
 //! GET  /exec/ID/json                → running, exit code
@@ -17,6 +17,7 @@ mod attach;
 mod error;
 mod frames;
 mod http;
+mod reach;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use serde_json::json;
 
 pub use attach::{Attached, Output};
 pub use error::DockerError;
+pub use reach::Reach;
 
 use self::http::{Answer, Line, Request};
 use crate::clock::Deadline;

@@ -136,11 +136,7 @@ pub fn for_target(
     let unsupported = |what: String| Err(DriverError::Unsupported { what });
     match c.way {
         Way::Tcp | Way::UnixSocket => {}
-        Way::DockerExec
-            if matches!(
-                target.engine,
-                Engine::PostgreSql | Engine::MySql | Engine::MariaDb | Engine::MongoDb
-            ) => {}
+        Way::DockerExec if target.engine != Engine::Sqlite => {}
         Way::DockerExec => {
             return unsupported(format!("the way in by docker exec for {}", target.engine));
         }

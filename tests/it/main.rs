@@ -11,6 +11,7 @@
 mod docker;
 mod docker_mongodb;
 mod docker_mysql;
+mod docker_redis;
 mod mongodb;
 mod mysql;
 mod mysql_faults;

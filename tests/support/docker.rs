@@ -258,6 +258,8 @@ impl Drop for Dockerd {
         if !names.is_empty() {
             self.try_docker(&[&["rm", "-f"], &names[..]].concat());
         }
+        // Their bridges would outlive the daemon.
+        self.try_docker(&["network", "prune", "-f"]);
         let Some(mut child) = self.child.take() else { return };
         let _ = kill_process(Pid::from_child(&child), Signal::TERM);
         let deadline = Instant::now() + Duration::from_secs(30);

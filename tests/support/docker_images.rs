@@ -117,6 +117,38 @@ pub fn mongo_behaves(docker: &Dockerd, name: &str, behaviour: &str) {
     docker.docker(&["exec", name, "sh", "-c", write, "sh", behaviour]);
 }
 
+/// An image `redis` of nothing but the server.
+pub fn import_redis(docker: &Dockerd) {
+    let root = docker.dir().join("root-redis");
+    fs::create_dir_all(root.join("tmp")).unwrap();
+    put(&root, Path::new("/usr/bin/redis-server"));
+    docker.import(&root, "redis");
+}
+
+/// A container of the image `redis`; the settings are in a file, so that no password is in an argument.
+pub fn run_redis(docker: &Dockerd, name: &str, network: &str, settings: &str) {
+    let file = docker.dir().join(format!("{name}.conf"));
+    let common = "save \"\"\nenable-debug-command yes\nrepl-diskless-sync-delay 0\ndir /tmp\n";
+    fs::write(&file, format!("{common}{settings}\n")).unwrap();
+    let mount = format!("{}:/redis.conf:ro", file.display());
+    let network = format!("--network={network}");
+    let args = ["run", "-d", "--name", name, &network, "-v", &mount, "redis"];
+    docker.docker(&[&args[..], &["/usr/bin/redis-server", "/redis.conf"]].concat());
+}
+
+/// A network of the daemon's that leads nowhere but to this host; each daemon has a range of its own.
+pub fn make_network(docker: &Dockerd, name: &str) {
+    let pid = std::process::id();
+    let subnet = format!("10.{}.{}.0/24", 200 + pid % 50, pid / 50 % 256);
+    docker.docker(&["network", "create", "--internal", "--subnet", &subnet, name]);
+}
+
+/// The address of a container on its network.
+pub fn address(docker: &Dockerd, name: &str) -> String {
+    let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    docker.docker(&["inspect", "-f", format, name])
+}
+
 fn wait_until_ready(docker: &Dockerd, name: &str, ask: &dyn Fn() -> Output) {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -15,6 +15,7 @@
 //! PostgreSQL in that place takes an orphan that a signal ended for a crash of its own and restarts.
 
 mod fault;
+mod reach;
 mod script;
 #[cfg(test)]
 mod tests;
@@ -57,7 +58,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 const MAX_HELLO_BYTES: usize = 8 << 10;
 
 /// A container as a target names it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Inside {
     reference: String,
 }
@@ -85,6 +86,21 @@ impl Inside {
     /// As the target names it.
     pub(super) fn reference(&self) -> &str {
         &self.reference
+    }
+
+    /// The container, which may be named and runs, and its daemon.
+    fn admit(&self, cx: &Context<'_>) -> Result<(Docker, Container), ExecError> {
+        let docker = Docker::connect(&cx.policy.docker_socket, ask(cx)).map_err(failed)?;
+        let container = docker.inspect(&self.reference, ask(cx)).map_err(failed)?;
+        if !allowed(&container, cx.policy) {
+            let container = self.reference.clone();
+            return Err(ContainerFault::NotAllowed { container }.into());
+        }
+        if container.state != ContainerState::Running {
+            let Container { name, state, .. } = container;
+            return Err(ContainerFault::State { container: name, state }.into());
+        }
+        Ok((docker, container))
     }
 
     /// Which of `names` there are in the container: of programs the path, of a path itself if it is a socket.
@@ -169,24 +185,13 @@ impl<'a> Running<'a> {
         secret: bool,
         cx: &'a Context<'a>,
     ) -> Result<Self, ExecError> {
-        let within =
-            |timeout| Bounds { deadline: Deadline::after(timeout), cancel: Some(cx.cancel) };
-        let docker = Docker::connect(&cx.policy.docker_socket, within(ASK)).map_err(failed)?;
-        let container = docker.inspect(&inside.reference, within(ASK)).map_err(failed)?;
-        if !allowed(&container, cx.policy) {
-            let container = inside.reference.clone();
-            return Err(ContainerFault::NotAllowed { container }.into());
-        }
-        if container.state != ContainerState::Running {
-            let Container { name, state, .. } = container;
-            return Err(ContainerFault::State { container: name, state }.into());
-        }
+        let (docker, container) = inside.admit(cx)?;
         let follow = |source| ExecError::Follow { tool: tool.name.to_owned(), source };
         let token = script::token().map_err(follow)?;
         let command = script::command(tool, &token, secret, cx.limits.nice).map_err(follow)?;
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
-        let exec = docker.exec_create(&container, &words, within(ASK)).map_err(failed)?;
-        let attached = docker.exec_start(&exec, within(ASK)).map_err(failed)?;
+        let exec = docker.exec_create(&container, &words, ask(cx)).map_err(failed)?;
+        let attached = docker.exec_start(&exec, ask(cx)).map_err(failed)?;
         let (tail, process) = (Tail::default(), None);
         let chatty = false;
         Ok(Self { tool, cx, docker, container, token, exec, attached, process, tail, chatty })
@@ -374,6 +379,7 @@ impl<'a> Running<'a> {
                 | ContainerFault::Code { .. } => true,
                 ContainerFault::NotAllowed { .. }
                 | ContainerFault::State { .. }
+                | ContainerFault::NoAddress { .. }
                 | ContainerFault::NoShell { .. }
                 | ContainerFault::Script { .. } => false,
             },
@@ -387,20 +393,7 @@ impl<'a> Running<'a> {
         if !doubtful {
             return error;
         }
-        // A container that ends takes its commands along a moment before it is reported as ended.
-        let deadline = Deadline::after(SETTLE);
-        loop {
-            match self.docker.inspect(&self.container.id, self.within(ASK)) {
-                Ok(Container { state: ContainerState::Running, .. }) => {}
-                Ok(Container { name, state, .. }) => {
-                    return ContainerFault::State { container: name, state }.into();
-                }
-                Err(_) => return error,
-            }
-            if deadline.passed() || !self.cx.cancel.sleep(LOOK * 5) {
-                return error;
-            }
-        }
+        halted(&self.docker, &self.container.id, self.cx).map_or(error, ExecError::from)
     }
 
     /// Ends the tool.
@@ -439,6 +432,25 @@ impl<'a> Running<'a> {
                 Ok(None) => return true,
                 Err(_) => return false,
             }
+        }
+    }
+}
+
+fn ask<'a>(cx: &Context<'a>) -> Bounds<'a> {
+    Bounds { deadline: Deadline::after(ASK), cancel: Some(cx.cancel) }
+}
+
+/// What a container that was at work does now instead; `None` if it runs after all, or nobody can tell.
+fn halted(docker: &Docker, reference: &str, cx: &Context<'_>) -> Option<ContainerFault> {
+    // A container that ends takes its commands along a moment before it is reported as ended.
+    let deadline = Deadline::after(SETTLE);
+    loop {
+        let Container { name, state, .. } = docker.inspect(reference, ask(cx)).ok()?;
+        if state != ContainerState::Running {
+            return Some(ContainerFault::State { container: name, state });
+        }
+        if deadline.passed() || !cx.cancel.sleep(LOOK * 5) {
+            return None;
         }
     }
 }
