@@ -7,7 +7,7 @@ use backupy::model::{Connection, Engine, Target, Trust, Way};
 use backupy::secret::Secret;
 use backupy::thread::Why;
 
-use crate::docker::{Then, failure, nothing_is_seen, rig};
+use crate::docker::{Then, died, failure, nothing_is_seen, rig};
 use crate::rig::{LONG, target};
 use crate::support_docker::{Dockerd, left_out};
 use crate::support_docker_images::{mongo_behaves, run_mongo_stand_in};
@@ -149,5 +149,5 @@ fn what_goes_wrong(docker: &Dockerd) {
     // With its first byte.
     then.taken = 100_000;
     let error = rig.run_into(&mongo(inside("")), &mut then).unwrap_err();
-    assert!(error.to_string().contains("does not run (exited)") && error.retry(), "{error}");
+    died(docker, "db", &error);
 }

@@ -8,7 +8,7 @@ use backupy::model::{Connection, Engine, Trust, Way};
 use backupy::secret::Secret;
 use backupy::thread::Why;
 
-use crate::docker::{Slow, Then, failure, nothing_is_seen, rig};
+use crate::docker::{Slow, Then, died, failure, nothing_is_seen, rig};
 use crate::mysql::{FILL, digest, digest_by, maria, restore, tcp};
 use crate::rig::{LONG, Rig, target};
 use crate::support_docker::{Dockerd, left_out};
@@ -255,7 +255,7 @@ fn mysql_containers_that_cannot_or_do_not_stay() {
         }
         assert!(Instant::now() < deadline, "{error}");
     };
-    assert!(error.to_string().contains("does not run (exited)") && error.retry(), "{error}");
+    died(&docker, "db", &error);
     let (found, text) = fault(&rig, "db");
     assert!(text.contains("does not run (exited)") && found.retry(), "{text}");
 }

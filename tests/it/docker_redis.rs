@@ -9,7 +9,7 @@ use backupy::drivers::{ContainerFault, Context, DriverError, ExecError, RedisFau
 use backupy::model::{Connection, Progress, Step, Target, Trust, Way};
 use backupy::secret::Secret;
 
-use crate::docker::{failure, rig};
+use crate::docker::{died, failure, rig};
 use crate::redis::redis;
 use crate::rig::{LONG, Rig};
 use crate::support_docker::{Dockerd, left_out};
@@ -209,7 +209,7 @@ fn redis_containers_that_do_not_stay() {
     cache.ask(&["CONFIG", "SET", "rdb-key-save-delay", "1000"]);
 
     let error = with_act(&rig, &target, &|| drop(docker.docker(&["kill", "cache"])));
-    assert!(error.to_string().contains("does not run (exited)") && error.retry(), "{error}");
+    died(&docker, "cache", &error);
     let (found, text) = fault(&rig, inside("cache"));
     assert!(text.contains("does not run (exited)") && found.retry(), "{text}");
 }

@@ -52,8 +52,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const END: Duration = Duration::from_millis(1800);
 /// … and of that, the time before the second command.
 const GRACE: Duration = Duration::from_millis(1200);
-/// How long a container that ended may still be reported as running.
-const SETTLE: Duration = Duration::from_secs(2);
+/// How long a container that ended may still be reported as running; on a busy board that takes seconds.
+const SETTLE: Duration = Duration::from_secs(5);
 /// What a container may say before the script's first word.
 const MAX_HELLO_BYTES: usize = 8 << 10;
 
