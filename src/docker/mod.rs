@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! GET  /version                     → which API to speak
-//! GET  /containers/REF/json         → id, name, state
+//! GET  /containers/REF/json         → id, name, state; addresses and ports
 //! POST /containers/ID/exec          → exec id
 //! POST /exec/ID/start  (Upgrade)    → the raw connection: frames out, stdin in
 //! GET  /exec/ID/json                → running, exit code
@@ -25,6 +25,7 @@ mod list;
 #[cfg(test)]
 mod list_tests;
 mod objects;
+mod reach;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use attach::{Attached, Output};
 pub use error::DockerError;
 pub use events::{Events, News};
 pub use list::{Description, Listed, Network, Port};
+pub use reach::Reach;
 
 use self::http::{Answer, Line, Request};
 use crate::clock::Deadline;

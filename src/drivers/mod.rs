@@ -136,7 +136,7 @@ pub fn for_target(
     let unsupported = |what: String| Err(DriverError::Unsupported { what });
     match c.way {
         Way::Tcp | Way::UnixSocket => {}
-        Way::DockerExec if target.engine == Engine::PostgreSql => {}
+        Way::DockerExec if target.engine != Engine::Sqlite => {}
         Way::DockerExec => {
             return unsupported(format!("the way in by docker exec for {}", target.engine));
         }

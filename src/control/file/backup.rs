@@ -192,6 +192,11 @@ fn take_container(
         || !container.value.starts_with(|c: char| c.is_ascii_alphanumeric())
     {
         report.problem(&container.span, "`container` is the name or id of a container");
+    } else if engine == Engine::Redis && connection.way == Way::UnixSocket {
+        report.problem(
+            &container.span,
+            "a Redis socket inside a container cannot be reached from here; leave it out of the URL, and Docker is asked for the address",
+        );
     }
     connection.way = Way::DockerExec;
     connection.container = container.value;
