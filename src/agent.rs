@@ -253,11 +253,11 @@ impl Agent {
             restart: options.restart,
         }
         .vitals();
+        let found = discover::Found::new(finder.clone(), shared.clone(), asked_to_stop);
         let served = options.metrics_listen.and_then(|addr| {
-            let moment = moment(status.clone(), shared.clone(), outbox.clone());
+            let moment = moment(status.clone(), shared.clone(), outbox.clone(), found.clone());
             serve_metrics(addr, metrics, moment, queries.clone())
         });
-        let found = discover::Found::new(finder.clone(), shared.clone(), asked_to_stop);
         let asked = Asked {
             queries,
             link: status.clone(),
@@ -410,6 +410,7 @@ fn moment(
     link: LinkStatus,
     shared: Shared,
     outbox: Outbox,
+    found: discover::Found,
 ) -> impl Fn() -> Moment + Send + Sync + 'static {
     move || {
         let link = link.snapshot();
@@ -425,6 +426,7 @@ fn moment(
             pending: outbox.depth() as u64,
             dropped: [("log", dropped.logs), ("health", dropped.health), ("ack", dropped.acks)],
             config_version: shared.config_version(),
+            unprotected: found.unprotected(),
         }
     }
 }

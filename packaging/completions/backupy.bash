@@ -5,7 +5,7 @@ _backupy() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         [[ ${COMP_WORDS[at]} == -* ]] && break
         case "$path ${COMP_WORDS[at]}" in
-        " run" | " up" | " backup" | " runs" | " restore" | " verify" | " key" | " key export" | " key import" | " key rotate" | " status" | " health-check" | " decrypt" | " dump-state" | " reset" | " version") path+=" ${COMP_WORDS[at]}" ;;
+        " run" | " up" | " backup" | " runs" | " restore" | " verify" | " key" | " key export" | " key import" | " key rotate" | " discover" | " status" | " health-check" | " decrypt" | " dump-state" | " reset" | " self-update" | " version") path+=" ${COMP_WORDS[at]}" ;;
         *) break ;;
         esac
     done
@@ -55,6 +55,8 @@ _backupy() {
     " key import:--state-dir") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     " key rotate:--config") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     " key rotate:--state-dir") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    " discover:--config") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    " discover:--state-dir") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     " status:--state-dir") :; return ;;
     " health-check:--state-dir") :; return ;;
     " decrypt:--token-file") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
@@ -64,9 +66,12 @@ _backupy() {
     " decrypt:--out") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     " dump-state:--state-dir") :; return ;;
     " reset:--state-dir") :; return ;;
+    " self-update:--sha256") :; return ;;
+    " self-update:--signature") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    " self-update:--state-dir") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     esac
     case "$path" in
-    "") options="run up backup runs restore verify key status health-check decrypt dump-state reset version --help" ;;
+    "") options="run up backup runs restore verify key discover status health-check decrypt dump-state reset self-update version --help" ;;
     " key") options="export import rotate --help" ;;
     " run") options="--server-url --agent-key-file --state-dir --log-level --allow-insecure --ca-file --server-pin --secrets-dir --help" ;;
     " up") options="--config --database --password --name --to --every --cron --keep --keep-days --state-dir --master-key --log-level --check --help" ;;
@@ -77,11 +82,13 @@ _backupy() {
     " key export") options="--out --confirm --config --state-dir --help" ;;
     " key import") options="--in --config --state-dir --help" ;;
     " key rotate") options="--config --state-dir --help" ;;
+    " discover") options="--config --state-dir --json --help" ;;
     " status") options="--state-dir --json --help" ;;
     " health-check") options="--state-dir --live --help" ;;
     " decrypt") options="--token-file --token --key-file --in --out --skip-decompress --no-verify-sha256 --force --help" ;;
     " dump-state") options="--state-dir --allow-secrets --help" ;;
     " reset") options="--state-dir --yes --help" ;;
+    " self-update") options="--sha256 --signature --force --state-dir --help" ;;
     " version") options="--json --help" ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
