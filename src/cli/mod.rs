@@ -14,6 +14,8 @@ pub mod dump_state;
 #[cfg(feature = "control")]
 pub mod key;
 #[cfg(feature = "control")]
+pub mod notify_test;
+#[cfg(feature = "control")]
 pub mod place;
 #[cfg(feature = "control")]
 pub mod restore;
@@ -62,6 +64,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     #[cfg(feature = "control")]
     Key(key::KeyArgs),
+    #[cfg(feature = "control")]
+    NotifyTest(notify_test::NotifyTestArgs),
     Status(status::StatusArgs),
     HealthCheck(status::HealthCheckArgs),
     Decrypt(decrypt::DecryptArgs),
@@ -133,6 +137,8 @@ fn run(command: Command) -> Exit {
         Command::Verify(args) => verify::run(&args),
         #[cfg(feature = "control")]
         Command::Key(args) => key::run(&args),
+        #[cfg(feature = "control")]
+        Command::NotifyTest(args) => notify_test::run(&args),
         Command::Status(args) => status::status(&args),
         Command::HealthCheck(args) => status::health_check(&args),
         Command::Decrypt(args) => decrypt::run(&args),

@@ -141,7 +141,7 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
             complain(&error);
             // Beside one that runs, nothing is down.
             if error.exit() != Exit::Busy {
-                error.tell(&settings);
+                error.tell(&settings, &reach);
             }
             return error.exit();
         }
@@ -180,7 +180,7 @@ fn begin(
             Err(error) if error.is_away() => {
                 log::error!("{error}; nothing can start before it was reached once");
                 if !std::mem::replace(&mut told, true) {
-                    error.tell(settings);
+                    error.tell(settings, reach);
                 }
                 if !stop.sleep(AGAIN) {
                     return Ok(None);
@@ -319,6 +319,12 @@ fn explain(settings: &Settings) {
     println!("master key {}", note.master_key.display());
     for backup in &settings.backups {
         println!("backup     {} ({}), {}", backup.name, backup.target.engine, backup.schedule);
+    }
+    for channel in settings.channels() {
+        let topics: Vec<_> = channel.topics.iter().map(ToString::to_string).collect();
+        let on =
+            if topics.is_empty() { String::new() } else { format!(", on {}", topics.join(", ")) };
+        println!("notify     {}: {}{on}", channel.name, channel.way.place());
     }
     for warning in &settings.warnings {
         println!("warning    line {}: {}", warning.line, warning.message);
