@@ -1,10 +1,12 @@
 //! TCP connections that end when they should: look-up, connect and proxy, each with a deadline and a cancel.
 //!
 //! Every stream that leaves here is non-blocking, with Nagle off; whoever uses it waits with
-//! [`wait_readable`] and [`wait_writable`]. This module knows nothing of TLS but where the trust roots are.
+//! [`wait_readable`] and [`wait_writable`]. This module knows nothing of TLS but where the trust roots are. The other
+//! direction, a small server, is [`http`].
 
 mod connect;
 mod error;
+pub mod http;
 mod proxy;
 mod resolve;
 mod roots;

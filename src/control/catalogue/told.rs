@@ -104,3 +104,54 @@ impl Catalogue {
         Ok(self.store.commit(batch)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::SPACES;
+    use super::*;
+    use crate::control::notify::Failure;
+    use crate::secret::Secret;
+    use crate::store::{Store, StoreKeys};
+
+    fn catalogue(dir: &std::path::Path) -> Catalogue {
+        let keys = StoreKeys { current: Secret::new("bkpy_test_key"), previous: None };
+        Catalogue::new(Store::open(dir, &SPACES, &keys).unwrap())
+    }
+
+    #[test]
+    fn an_alarm_stands_from_the_first_time_until_it_is_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = catalogue(dir.path());
+        assert_eq!(catalogue.clear_alarm("shop").unwrap(), None);
+        for now_ms in [5, 9] {
+            catalogue.raise_alarm("shop", now_ms).unwrap();
+        }
+        catalogue.raise_alarm("old", 1).unwrap();
+        catalogue.keep_alarms(&|backup| backup == "shop").unwrap();
+        assert_eq!(catalogue.clear_alarm("old").unwrap(), None);
+        assert_eq!(catalogue.clear_alarm("shop").unwrap(), Some(Alarm { since_ms: 5 }));
+        assert_eq!(catalogue.clear_alarm("shop").unwrap(), None, "told once");
+        assert!(catalogue.is_empty().unwrap(), "it is no run");
+    }
+
+    #[test]
+    fn messages_come_back_in_the_order_of_their_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = catalogue(dir.path());
+        let message = |id: &str| {
+            let what = Failure { name: "shop".into(), ..Failure::default() };
+            Message { id: id.into(), what, ..Message::default() }
+        };
+        for (channel, id) in [("ops", "02-a"), ("ops", "01-b"), ("op", "03-c")] {
+            catalogue.keep_message(channel, &message(id)).unwrap();
+        }
+        let ids = |catalogue: &Catalogue| -> Vec<(String, String)> {
+            let kept = catalogue.kept_messages().unwrap();
+            kept.into_iter().map(|(channel, message)| (channel, message.id)).collect()
+        };
+        let pair = |channel: &str, id: &str| (channel.to_owned(), id.to_owned());
+        assert_eq!(ids(&catalogue), [pair("op", "03-c"), pair("ops", "01-b"), pair("ops", "02-a")]);
+        catalogue.forget_message("ops", "01-b").unwrap();
+        assert_eq!(ids(&catalogue), [pair("op", "03-c"), pair("ops", "02-a")]);
+    }
+}
