@@ -15,6 +15,8 @@ pub mod dump_state;
 #[cfg(feature = "control")]
 pub mod key;
 mod launch;
+#[cfg(feature = "control")]
+pub mod notify_test;
 pub mod paste;
 #[cfg(feature = "control")]
 pub mod place;
@@ -67,6 +69,8 @@ enum Command {
     #[cfg(feature = "control")]
     Key(key::KeyArgs),
     Discover(discover::DiscoverArgs),
+    #[cfg(feature = "control")]
+    NotifyTest(notify_test::NotifyTestArgs),
     Status(status::StatusArgs),
     HealthCheck(status::HealthCheckArgs),
     Decrypt(decrypt::DecryptArgs),
@@ -140,6 +144,8 @@ fn run(command: Command) -> Exit {
         #[cfg(feature = "control")]
         Command::Key(args) => key::run(&args),
         Command::Discover(args) => discover::run(&args),
+        #[cfg(feature = "control")]
+        Command::NotifyTest(args) => notify_test::run(&args),
         Command::Status(args) => status::status(&args),
         Command::HealthCheck(args) => status::health_check(&args),
         Command::Decrypt(args) => decrypt::run(&args),

@@ -232,6 +232,23 @@ fn print_status(status: &Value) {
     println!("control plane: {link}, {} sessions since the start", number(&status["sessions"]));
     print_update(&dispatch["update"]);
     print_stored(dispatch);
+    print_channels(&status["control"]["notify"]);
+}
+
+/// The ways to people. What is wrong with one follows as a problem.
+fn print_channels(channels: &Value) {
+    for channel in channels.as_array().into_iter().flatten() {
+        let last = match channel["last_ok_ms"].as_u64() {
+            Some(ms) => format!("{} ago", duration(unix_ms().saturating_sub(ms) / 1_000)),
+            None => "never since the start".to_owned(),
+        };
+        let waiting = match number(&channel["waiting"]) {
+            0 => String::new(),
+            waiting => format!(", {waiting} waiting"),
+        };
+        let name = text(&channel["channel"], "?");
+        println!("  notify {name} ({}): last sent {last}{waiting}", text(&channel["kind"], "?"));
+    }
 }
 
 /// Which version this is, if not the installed one, and how the last update went.

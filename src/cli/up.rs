@@ -175,7 +175,7 @@ fn serve(settings: Settings, file: File, host: HostConfig, origin: &Origin) -> E
             complain(&error);
             // Beside one that runs, nothing is down.
             if error.exit() != Exit::Busy {
-                error.tell(&settings);
+                error.tell(&settings, &reach);
             }
             return error.exit();
         }
@@ -221,7 +221,7 @@ fn begin(
                 log::error!("{error}; nothing can start before it was reached once");
                 supervisor.starting(&format!("waiting for the storage: {error}"), START_PATIENCE);
                 if !std::mem::replace(&mut told, true) {
-                    error.tell(settings);
+                    error.tell(settings, reach);
                 }
                 if !stop.sleep(AGAIN) {
                     return Ok(None);
@@ -381,6 +381,12 @@ fn explain(settings: &Settings) {
     println!("master key {}", note.master_key.display());
     for backup in &settings.backups {
         println!("backup     {} ({}), {}", backup.name, backup.target.engine, backup.schedule);
+    }
+    for channel in settings.channels() {
+        let topics: Vec<_> = channel.topics.iter().map(ToString::to_string).collect();
+        let on =
+            if topics.is_empty() { String::new() } else { format!(", on {}", topics.join(", ")) };
+        println!("notify     {}: {}{on}", channel.name, channel.way.place());
     }
     for warning in &settings.warnings {
         println!("warning    line {}: {}", warning.line, warning.message);

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::notify::ping;
 use super::parse::ELSEWHERE;
 use super::reader::{At, Report, Section};
 use super::{Backup, url};
 use crate::calendar::duration;
 use crate::config::{MIN_RATE, parse_rate};
 use crate::control::keep::Rule;
+use crate::control::notify::shrink;
 use crate::control::schedule::{CronLine, Schedule};
 use crate::model::{Compression, Connection, Engine, RetryPolicy, Target, Way};
 use crate::runs::hooks::check_list;
@@ -63,6 +65,8 @@ fn backup(section: Section<'_, '_>, name: Option<String>) -> Option<Backup> {
     let upload_bytes_per_sec = upload_limit(&section);
     let pre_hooks = hook_list(&section, "pre_hooks", "pre");
     let post_hooks = hook_list(&section, "post_hooks", "post");
+    let ping = ping(&section);
+    let shrink_alarm = shrink_alarm(&section);
     section.finish(&ELSEWHERE);
     let (engine, connection) = target?;
     let name = name?;
@@ -77,6 +81,8 @@ fn backup(section: Section<'_, '_>, name: Option<String>) -> Option<Backup> {
         upload_bytes_per_sec,
         pre_hooks,
         post_hooks,
+        ping,
+        shrink_alarm,
     })
 }
 
@@ -298,6 +304,21 @@ fn upload_limit(section: &Section<'_, '_>) -> u64 {
         );
         0
     })
+}
+
+/// Percent of its predecessors below which a run is told; `None` = off.
+fn shrink_alarm(section: &Section<'_, '_>) -> Option<u32> {
+    let form = "a share such as \"50%\", from 1% to 99%, or false";
+    let Some(text) = section.string_or_false("shrink_alarm", form) else {
+        return Some(shrink::PERCENT);
+    };
+    let word = text.value?;
+    let percent = word.strip_suffix('%').and_then(|digits| digits.trim().parse().ok());
+    let percent = percent.filter(|percent| (1..=99).contains(percent));
+    if percent.is_none() {
+        section.report().problem(&text.span, format_args!("`shrink_alarm` must be {form}"));
+    }
+    percent
 }
 
 fn hook_list(section: &Section<'_, '_>, key: &'static str, kind: &str) -> Vec<String> {

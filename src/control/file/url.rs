@@ -246,7 +246,7 @@ fn option(connection: &mut Connection, pair: &str) -> Result<(), UrlError> {
     Ok(())
 }
 
-fn host_and_port(place: &str) -> Result<(String, u32), UrlError> {
+pub(super) fn host_and_port(place: &str) -> Result<(String, u32), UrlError> {
     let (host, port) = if let Some(rest) = place.strip_prefix('[') {
         let (address, port) = rest.split_once(']').ok_or(UrlError::Host)?;
         address.parse::<std::net::Ipv6Addr>().map_err(|_| UrlError::Host)?;
@@ -277,7 +277,7 @@ fn host_and_port(place: &str) -> Result<(String, u32), UrlError> {
 }
 
 /// Percent-decodes; control characters are refused in any form.
-fn decode(text: &str) -> Result<String, UrlError> {
+pub(super) fn decode(text: &str) -> Result<String, UrlError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

@@ -474,6 +474,20 @@ impl Books {
         Ok((last, self.catalogue.newest_good(backup)?.as_ref().map(view)))
     }
 
+    /// The sizes of the good runs before this one, newest first; also of those that a keep rule let go since.
+    pub(super) fn sizes_before(
+        &self,
+        backup: &str,
+        run_id: &str,
+        most: usize,
+    ) -> Result<Vec<u64>, BooksError> {
+        let runs = self.catalogue.runs(Some(backup), usize::MAX)?;
+        let before = runs.iter().skip_while(|run| run.run_id != run_id).skip(1);
+        let good = before.filter(|run| run.is_good() || run.artifact == ArtifactState::Deleted);
+        let sizes = good.filter_map(|run| run.object.as_ref()).map(|object| object.size_bytes);
+        Ok(sizes.take(most).collect())
+    }
+
     /// Makes the catalogue agree with the storage; what was found.
     ///
     /// # Errors

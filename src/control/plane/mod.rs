@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | `schedule` | what is due, late or released | the nudge channel, until the next time that matters |
 //! | `http-accept`, `http-conn` | the agent's session, uploads | `poll(2)` |
-//! | `notify` | the `on_failure` command | its queue, the command |
+//! | `notify` | one way to people each: a command, a webhook … | its queue, the other side |
 //!
 //! A run is durable before its agent hears of it, and its end is durable before its agent's report is
 //! confirmed. The board (memory) knows the moment, the books (disk) know the truth; the board's lock is
@@ -22,6 +22,7 @@ mod desk;
 mod error;
 mod runs;
 mod status;
+mod telling;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +36,7 @@ pub use error::BooksError;
 
 use super::file::Settings;
 use super::manifest::Trigger;
-use super::notify::Notifier;
+use super::notify::{Notifier, Tester};
 use super::schedule::Planner;
 use super::session::Command;
 use super::view::RunView;
@@ -118,6 +119,7 @@ impl Plane {
         now_ms: u64,
     ) -> Result<Self, BooksError> {
         let planner = Planner::new(settings.entries(), settings.window, books.marks()?);
+        books.catalogue().keep_alarms(&|name| settings.backup(name).is_some())?;
         let mut board = Board::new(Arc::new(settings), now_ms, planner);
         for run in books.open_runs()? {
             board.track(&run.run_id, &run.backup, run.trigger == Trigger::Manual, now_ms);
@@ -278,15 +280,21 @@ impl Plane {
             }
         }
         board.planner.reload(settings.entries(), settings.window);
-        self.notifier().set_command(settings.failure_hook());
+        let channels = settings.channels();
         board.checks.keep(|name| settings.checks.iter().any(|check| check.name == name));
         board.settings = Arc::new(settings);
         drop(board);
+        self.notifier().set_channels(channels);
         self.nudge();
         Ok(told)
     }
 
-    /// Lets a running `on_failure` command end, for a while.
+    /// For a test of the ways to people.
+    pub fn testers(&self) -> Vec<Tester> {
+        self.notifier().testers()
+    }
+
+    /// Lets what people are being told arrive, for a while.
     pub fn stop(&self, grace: Duration) {
         self.notifier().stop(grace);
     }

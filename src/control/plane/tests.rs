@@ -12,6 +12,7 @@ use crate::config::{Flags, HostConfig};
 use crate::control::connect::Agents;
 use crate::control::file;
 use crate::control::http::{Limits, Server};
+use crate::control::notify::Means;
 use crate::control::server;
 use crate::control::session::{Desk, Line, Timing};
 use crate::control::storage::Reach;
@@ -61,7 +62,10 @@ impl Bench {
         let books =
             Books::open(&settings, &Secret::new("bkpy_test_key"), &reach(), Migrations::Allowed)
                 .unwrap();
-        let notifier = Notifier::start(settings.failure_hook(), PATIENCE).unwrap();
+        let host = reach();
+        let means = Means { proxy: host.proxy, policy: host.policy };
+        let kept = Some(books.catalogue().clone());
+        let notifier = Notifier::start(settings.channels(), means, kept).unwrap();
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms()).unwrap();
         let agents = Agents::new([]).unwrap();
         let (timing, limits) = (Timing::default(), Limits::default());

@@ -4,6 +4,7 @@
 //! not followed, nothing shows a URL's query. What an answer means is the caller's business; only what says
 //! "not now" is asked again here, because each request made here may be repeated.
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ pub struct Ask<'a> {
     /// The presigned URL.
     pub url: Secret,
     /// Headers that no signature covers.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
     /// The body; sent with its length where there is one.
     pub body: Option<&'a [u8]>,
 }
@@ -207,7 +208,7 @@ impl Caller {
         };
         let mut request = Request::builder().method(ask.method.clone()).uri(destination.uri);
         for (name, value) in &ask.headers {
-            request = request.header(*name, value);
+            request = request.header(name.as_ref(), value);
         }
         let malformed = |_| Fault::Url { problem: "is malformed" };
         let agent = agent(connector);
