@@ -79,6 +79,8 @@ pub struct Connection {
     pub tls_mode: String,
     /// PEM file with the CA to trust; empty = the tool's default.
     pub tls_ca_file: String,
+    /// Not the database but what belongs to its whole server: roles and tablespaces. PostgreSQL only.
+    pub globals_only: bool,
 }
 
 /// What is backed up.

@@ -5,7 +5,7 @@ _backupy() {
     for ((at = 1; at < COMP_CWORD; at++)); do
         [[ ${COMP_WORDS[at]} == -* ]] && break
         case "$path ${COMP_WORDS[at]}" in
-        " run" | " up" | " backup" | " runs" | " restore" | " verify" | " key" | " key export" | " key import" | " key rotate" | " discover" | " status" | " health-check" | " decrypt" | " dump-state" | " reset" | " self-update" | " version") path+=" ${COMP_WORDS[at]}" ;;
+        " run" | " up" | " backup" | " runs" | " restore" | " verify" | " key" | " key export" | " key import" | " key rotate" | " discover" | " notify-test" | " status" | " health-check" | " decrypt" | " dump-state" | " reset" | " self-update" | " version") path+=" ${COMP_WORDS[at]}" ;;
         *) break ;;
         esac
     done
@@ -57,6 +57,8 @@ _backupy() {
     " key rotate:--state-dir") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     " discover:--config") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     " discover:--state-dir") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    " notify-test:--config") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    " notify-test:--state-dir") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     " status:--state-dir") :; return ;;
     " health-check:--state-dir") :; return ;;
     " decrypt:--token-file") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
@@ -71,7 +73,7 @@ _backupy() {
     " self-update:--state-dir") mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     esac
     case "$path" in
-    "") options="run up backup runs restore verify key discover status health-check decrypt dump-state reset self-update version --help" ;;
+    "") options="run up backup runs restore verify key discover notify-test status health-check decrypt dump-state reset self-update version --help" ;;
     " key") options="export import rotate --help" ;;
     " run") options="--server-url --agent-key-file --state-dir --log-level --allow-insecure --ca-file --server-pin --secrets-dir --help" ;;
     " up") options="--config --database --password --name --to --every --cron --keep --keep-days --state-dir --master-key --log-level --check --help" ;;
@@ -83,6 +85,7 @@ _backupy() {
     " key import") options="--in --config --state-dir --help" ;;
     " key rotate") options="--config --state-dir --help" ;;
     " discover") options="--config --state-dir --json --help" ;;
+    " notify-test") options="--config --state-dir --help" ;;
     " status") options="--state-dir --json --help" ;;
     " health-check") options="--state-dir --live --help" ;;
     " decrypt") options="--token-file --token --key-file --in --out --skip-decompress --no-verify-sha256 --force --help" ;;

@@ -142,6 +142,9 @@ pub fn for_target(
         }
         Way::Unknown(number) => return unsupported(format!("connection strategy {number}")),
     }
+    if c.globals_only && target.engine != Engine::PostgreSql {
+        return unsupported(format!("a dump of globals only for {}", target.engine));
+    }
     match target.engine {
         Engine::Sqlite => Ok(Box::new(sqlite::Sqlite::new(c, policy)?)),
         Engine::PostgreSql => Ok(Box::new(postgres::Postgres::new(c)?)),

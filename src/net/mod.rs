@@ -1,12 +1,13 @@
 //! TCP connections that end when they should: look-up, connect and proxy, each with a deadline and a cancel.
 //!
 //! Every stream that leaves here is non-blocking, with Nagle off; whoever uses it waits with
-//! [`wait_readable`] and [`wait_writable`]. This module knows nothing of TLS but where the trust roots are. The other
-//! direction, a small server, is [`http`].
+//! [`wait_readable`] and [`wait_writable`]. Of TLS it knows where the trust roots are, and how one HTTP exchange goes over
+//! it ([`Line`]). The other direction, a small server, is [`http`].
 
 mod connect;
 mod error;
 pub mod http;
+mod line;
 mod proxy;
 mod resolve;
 mod roots;
@@ -14,6 +15,7 @@ mod wait;
 
 pub use connect::{connect, connect_any};
 pub use error::NetError;
+pub use line::{Line, LineError, Phase, Talk, Terms, agent};
 pub use proxy::{bypassed, check_proxy, open_tunnel};
 pub use resolve::{resolve, resolve_sparing};
 pub use roots::{only_root, provider, root_store};

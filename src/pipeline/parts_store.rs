@@ -120,6 +120,11 @@ impl PartStore {
         self.arrived.recv_timeout(Duration::from_secs(20)).unwrap()
     }
 
+    /// Whether nobody has asked for anything.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.state.lock().unwrap().seen.is_empty()
+    }
+
     /// How often this was asked for.
     pub(super) fn count(&self, about: About) -> usize {
         self.state.lock().unwrap().seen.iter().filter(|seen| **seen == about).count()

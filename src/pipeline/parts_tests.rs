@@ -13,6 +13,7 @@ use super::tests::Bench;
 use super::upload::{Fault, Timing, Tries};
 use super::*;
 use crate::drivers::DriverError;
+use crate::secret::Secret;
 use crate::thread::spawn;
 
 /// As it is used for parts: nothing can be spooled here.
@@ -332,6 +333,23 @@ fn an_abort_is_content_with_an_upload_that_is_gone() {
     let multipart = store.creds(1).multipart.unwrap();
     let error = bench().upload.with_timing(once).abort(&multipart, &cancel).unwrap_err();
     assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
+}
+
+#[test]
+fn an_abort_that_would_delete_an_object_is_never_sent() {
+    let store = PartStore::start(vec![]);
+    let mut creds = store.creds(1);
+    let multipart = creds.multipart.as_mut().unwrap();
+    let url = multipart.abort_url.expose().replace("uploadId=u&", "");
+    multipart.abort_url = Secret::new(url);
+    let upload = bench().upload.with_timing(quick());
+    let cancel = Cancel::new().unwrap();
+    for error in [upload.check(&creds), upload.abort(creds.multipart.as_ref().unwrap(), &cancel)] {
+        let error = error.unwrap_err();
+        assert!(error.to_string().contains("does not name the upload") && !error.retry());
+        assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
+    }
+    assert!(store.is_untouched());
 }
 
 #[test]

@@ -237,6 +237,7 @@ fn target_into_proto(target: Target) -> proto::Target {
             strategy: way_number(connection.way),
             tls_mode: connection.tls_mode,
             tls_ca_file: connection.tls_ca_file,
+            globals_only: connection.globals_only,
         }),
     }
 }
@@ -257,6 +258,7 @@ fn target_from_proto(target: proto::Target) -> Target {
             way: way_from_number(connection.strategy),
             tls_mode: connection.tls_mode,
             tls_ca_file: connection.tls_ca_file,
+            globals_only: connection.globals_only,
         },
     }
 }

@@ -142,6 +142,7 @@ fn a_configuration_survives_the_round_trip() {
                 password_ref: Secret::new("env:X"),
                 way: Way::UnixSocket,
                 tls_mode: "require".into(),
+                globals_only: true,
                 ..Default::default()
             },
         }],

@@ -114,7 +114,7 @@ fn all_databases_in_one_dump() {
         for database in ["", "one"] {
             let into = pg(tcp(&server, database));
             let error = rig.with_context(|cx| load::load(&into, &file, true, cx)).unwrap_err();
-            assert!(error.to_string().contains("its roles included"), "{error}");
+            assert!(error.to_string().contains("`psql --file"), "{error}");
         }
         fs::write(&file, &dump[..dump.len() - 10]).unwrap();
         let error =
@@ -138,8 +138,64 @@ fn all_databases_in_one_dump() {
         ..tcp(&server, "")
     };
     let error = Rig::new().run(&pg(weak)).unwrap_err();
-    let permission = matches!(error, DriverError::Postgres(PostgresFault::Permission(_)));
+    let permission = matches!(error, DriverError::Postgres(PostgresFault::Roles(_)));
     assert!(permission && !error.retry(), "{error}");
+}
+
+#[test]
+fn globals_alone() {
+    let server = Postgres::start();
+    let odd = r"host=evil it's \ a 'name'";
+    server.create_database(odd);
+    server.sql(odd, FILL);
+    server.sql("postgres", "CREATE ROLE readers; CREATE ROLE somebody LOGIN PASSWORD 'x'");
+    server.sql("postgres", "GRANT readers TO somebody; ALTER ROLE somebody SET work_mem = '7MB'");
+    // The login is to the named database: this user may not enter any other.
+    server.sql("postgres", "CREATE ROLE keeper LOGIN SUPERUSER PASSWORD 'keeper'");
+    server.sql(odd, "ALTER DATABASE postgres ALLOW_CONNECTIONS false");
+    let globals = |database: &str, user: &str| Connection {
+        username: user.into(),
+        password_ref: Secret::new(user),
+        globals_only: true,
+        ..tcp(&server, database)
+    };
+    for rig in [Rig::new(), Rig::remote()] {
+        let (dump, prepared, dumped) = rig.run(&pg(globals(odd, "keeper"))).unwrap();
+        assert!(prepared.engine_version.starts_with("PostgreSQL 1"), "{prepared:?}");
+        assert_eq!(prepared.size_hint_bytes, None);
+        assert_eq!((prepared.warnings, dumped.warnings), (Vec::new(), Vec::new()));
+        assert!(!dump.windows(8).any(|window| window == b"\\connect"), "no database in it");
+        let file = rig.path("dump");
+        fs::write(&file, &dump).unwrap();
+        let inspect = || rig.with_context(|cx| load::inspect(Engine::PostgreSql, &file, cx));
+        let inspected = inspect().unwrap();
+        assert!(inspected.tables.is_empty());
+        let note = "globals only: 4 roles and 0 tablespaces, no database";
+        assert_eq!(inspected.warnings, [note]);
+        let into = pg(tcp(&server, odd));
+        let error = rig.with_context(|cx| load::load(&into, &file, true, cx)).unwrap_err();
+        assert!(error.to_string().contains("`psql --file"), "{error}");
+        fs::write(&file, &dump[..dump.len() - 10]).unwrap();
+        assert!(matches!(inspect(), Err(DriverError::BadDump { .. })));
+        if rig.policy.trust == Trust::Local {
+            let other = Postgres::start();
+            other.load_cluster(&dump);
+            let roles = "SELECT string_agg(r.rolname || ':' || coalesce(array_to_string(r.rolconfig, ','), '') \
+                || ':' || coalesce(a.rolpassword, ''), ';' ORDER BY r.rolname) \
+                FROM pg_roles r JOIN pg_authid a USING (oid) WHERE r.rolname IN ('readers', 'somebody', 'keeper')";
+            let member = "SELECT pg_has_role('somebody', 'readers', 'member')";
+            for query in [roles, member] {
+                assert_eq!(other.sql("postgres", query), server.sql(odd, query));
+            }
+        }
+    }
+    server.sql(odd, "CREATE ROLE weak LOGIN PASSWORD 'weak'");
+    let error = Rig::new().run(&pg(globals(odd, "weak"))).unwrap_err();
+    let roles = matches!(error, DriverError::Postgres(PostgresFault::Roles(_)));
+    assert!(roles && !error.retry(), "{error}");
+    let elsewhere = target(Engine::MariaDb, globals("app", "weak"));
+    let error = Rig::new().run(&elsewhere).unwrap_err();
+    assert!(matches!(error, DriverError::Unsupported { .. }), "{error}");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! | | `open/RUN` | nothing; the runs that have not ended |
 //! | | `up/KEY` | [`Upload`]: an URL was issued for this object |
 //! | | `gone/KEY` | the object is to be removed, manifest first |
+//! | | `check/NAME` | [`Mark`](super::checks::Mark): what people were told of the check |
 //! | | `meta/seen`, `meta/storage`, `meta/exported/ID` | last time seen, the storage's id, exports of the key |
 //! | | `alarm/BACKUP`, `tell/CHANNEL/ID` | what people were told, and still have to hear: [`told`] |
 //! | schedule | BACKUP | [`Mark`] |
@@ -16,6 +17,7 @@
 //! backup [`HISTORY_MAX`] runs without an artifact are remembered. The storage alone is enough to make it
 //! anew ([`Catalogue::rebuild`]).
 
+mod checks;
 mod error;
 mod rebuild;
 mod record;

@@ -1,6 +1,11 @@
 //! The `[[backup]]` sections of the file.
+//!
+//! One with `globals` stands for two backups: what belongs to the whole server is an artifact of its own, so it is one
+//! with runs, rules and a name of its own too.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::notify::ping;
@@ -19,6 +24,7 @@ use crate::secret::Secret;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
 const EVERY_MAX: Duration = Duration::from_secs(366 * 86_400);
 const NAME_MAX: usize = 64;
+const GLOBALS: &str = "-globals";
 const BACKUPS_MAX: usize = 1000;
 
 pub(super) fn backups(top: &Section<'_, '_>) -> Vec<Backup> {
@@ -36,26 +42,89 @@ pub(super) fn backups(top: &Section<'_, '_>) -> Vec<Backup> {
     let mut names: HashMap<String, usize> = HashMap::new();
     let mut backups = Vec::new();
     for section in sections {
-        let report = section.report();
         let name = name(&section);
+        let globals = section.boolean("globals").filter(|at| at.value).map(|at| at.span);
         if let Some(name) = &name {
-            let line = report.line(&name.span);
-            match names.entry(name.value.to_lowercase()) {
-                std::collections::hash_map::Entry::Occupied(first) => report.problem(
-                    &name.span,
-                    format_args!("the name {:?} is taken by line {}", name.value, first.get()),
-                ),
-                std::collections::hash_map::Entry::Vacant(free) => {
-                    free.insert(line);
-                }
-            }
+            take_name(&section, &mut names, &name.value, &name.span);
         }
-        backups.extend(backup(section, name.map(|at| at.value)));
+        if let (Some(name), Some(place)) = (&name, &globals) {
+            take_name(&section, &mut names, &globals_name(&name.value), place);
+        }
+        let Some(backup) = backup(section, name.map(|at| at.value), globals.as_ref()) else {
+            continue;
+        };
+        let of_server = globals.map(|_| globals_of(&backup));
+        backups.push(backup);
+        backups.extend(of_server);
     }
     backups
 }
 
-fn backup(section: Section<'_, '_>, name: Option<String>) -> Option<Backup> {
+fn take_name(
+    section: &Section<'_, '_>,
+    names: &mut HashMap<String, usize>,
+    name: &str,
+    place: &Range<usize>,
+) {
+    let report = section.report();
+    match names.entry(name.to_lowercase()) {
+        Entry::Occupied(first) => {
+            report
+                .problem(place, format_args!("the name {name:?} is taken by line {}", first.get()));
+        }
+        Entry::Vacant(free) => {
+            free.insert(report.line(place));
+        }
+    }
+}
+
+fn globals_name(name: &str) -> String {
+    format!("{name}{GLOBALS}")
+}
+
+/// The backup of what belongs to the whole server of this one's database. The hooks are about the database.
+fn globals_of(backup: &Backup) -> Backup {
+    let mut globals = backup.clone();
+    globals.name = globals_name(&backup.name);
+    globals.target.id.clone_from(&globals.name);
+    globals.target.display_name.clone_from(&globals.name);
+    globals.target.connection.globals_only = true;
+    globals.pre_hooks.clear();
+    globals.post_hooks.clear();
+    globals
+}
+
+/// Whether this database has globals beside it, and their backup a name that fits.
+fn check_globals(
+    section: &Section<'_, '_>,
+    place: &Range<usize>,
+    name: Option<&str>,
+    engine: Engine,
+    connection: &Connection,
+) {
+    let report = section.report();
+    if engine != Engine::PostgreSql {
+        report.problem(place, "`globals` (roles and tablespaces) is for PostgreSQL only");
+    } else if connection.database.is_empty() {
+        report.problem(
+            place,
+            "a dump of all databases holds the globals already: leave `globals` out",
+        );
+    }
+    if name.is_some_and(|name| name.len() + GLOBALS.len() > NAME_MAX) {
+        let most = NAME_MAX - GLOBALS.len();
+        report.problem(
+            place,
+            format_args!("with `globals` the `name` has at most {most} characters"),
+        );
+    }
+}
+
+fn backup(
+    section: Section<'_, '_>,
+    name: Option<String>,
+    globals: Option<&Range<usize>>,
+) -> Option<Backup> {
     let target = database(&section);
     let schedule = schedule(&section);
     let keep = keep(&section);
@@ -67,6 +136,9 @@ fn backup(section: Section<'_, '_>, name: Option<String>) -> Option<Backup> {
     let post_hooks = hook_list(&section, "post_hooks", "post");
     let ping = ping(&section);
     let shrink_alarm = shrink_alarm(&section);
+    if let (Some(place), Some((engine, connection))) = (globals, &target) {
+        check_globals(&section, place, name.as_deref(), *engine, connection);
+    }
     section.finish(&ELSEWHERE);
     let (engine, connection) = target?;
     let name = name?;

@@ -41,6 +41,7 @@
 //! | | `database` | required | its URL, such as `postgres://user@host/name` or `sqlite:///srv/app.db`; see [`url`] |
 //! | | `password` | – | `env:NAME`, `file:/path`, or the password itself (with a warning) |
 //! | | `container` | – | the dump tool of this container's own image, by way of Docker; a URL without a host then means its own socket (MongoDB: its `localhost`). Redis is dialled at the address that Docker tells |
+//! | | `globals` | false | PostgreSQL's roles and tablespaces too, as a backup of their own named `NAME-globals` (same schedule and rules, no hooks); a superuser's login is needed |
 //! | | `cron` / `every` | one of them | five fields or `@daily`; `30m`, `6h`, `1d` |
 //! | | `keep` | everything (a warning) | `last` and `days` |
 //! | | `compression` | `zstd` | `zstd`, `gzip`, `none` |

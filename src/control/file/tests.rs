@@ -395,3 +395,54 @@ fn checks_and_what_is_wrong_with_them() {
         assert!(problems[0].message.contains(problem), "{problems:?}");
     }
 }
+
+const WITH_GLOBALS: &str = r#"
+[storage]
+directory = "/var/backups/db"
+
+[[backup]]
+name = "shop"
+database = "postgres://backup@localhost/shop"
+password = "file:/etc/backupy/shop.password"
+every = "6h"
+keep = { last = 3 }
+globals = true
+pre_hooks = ["true"]
+post_hooks = ["true"]
+"#;
+
+#[test]
+fn globals_are_a_backup_of_their_own() {
+    let settings = parse(WITH_GLOBALS).unwrap();
+    let [shop, globals] = &settings.backups[..] else { panic!("{:?}", settings.backups) };
+    assert_eq!((shop.name.as_str(), globals.name.as_str()), ("shop", "shop-globals"));
+    assert!(!shop.target.connection.globals_only && globals.target.connection.globals_only);
+    assert_eq!((&shop.keep, &shop.schedule), (&globals.keep, &globals.schedule));
+    assert_eq!(shop.target.connection.database, globals.target.connection.database);
+    assert!(shop.pre_hooks.len() == 1 && globals.pre_hooks.is_empty());
+    assert!(shop.post_hooks.len() == 1 && globals.post_hooks.is_empty());
+    let config = settings.agent_config(1);
+    let ids: Vec<_> = config.jobs.iter().map(|j| (j.id.as_str(), j.target_id.as_str())).collect();
+    assert_eq!(ids, [("shop", "shop"), ("shop-globals", "shop-globals")]);
+    let without = parse(&WITH_GLOBALS.replace("= true", "= false")).unwrap();
+    assert_eq!(without.backups.len(), 1);
+}
+
+#[test]
+fn globals_where_there_are_none_or_no_name_for_them() {
+    let long = "x".repeat(57);
+    let changed = |from: &str, to: &str| problems(&WITH_GLOBALS.replace(from, to));
+    for (from, to, message) in [
+        ("postgres:", "mysql:", "for PostgreSQL only"),
+        ("localhost/shop", "localhost/", "holds the globals already"),
+        ("\"shop\"", &format!("{long:?}"), "at most 56 characters"),
+        ("true\n", "1\n", "`globals` must be true or false"),
+    ] {
+        let found = changed(from, to);
+        let [(11, said)] = &found[..] else { panic!("{found:?}") };
+        assert!(said.contains(message), "{said}");
+    }
+    let other = "\n[[backup]]\nname = \"Shop-Globals\"\ndatabase = \"sqlite:///a\"\nevery = \"1d\"\nkeep = { last = 1 }\n";
+    let found = problems(&format!("{WITH_GLOBALS}{other}"));
+    assert!(found.len() == 1 && found[0].1.contains("is taken by line 11"), "{found:?}");
+}

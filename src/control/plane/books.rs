@@ -19,6 +19,7 @@ use crate::clock::unix_ms;
 use crate::control::catalogue::{
     ArtifactState, Catalogue, CatalogueError, Rebuilt, Run, SPACES, State, Verified,
 };
+use crate::control::checks;
 use crate::control::commit::{self, CommitError, Outcome, Report};
 use crate::control::durable::random_hex;
 use crate::control::embedded::{agent_key, existing_agent_key, private_dir};
@@ -290,6 +291,14 @@ impl Books {
 
     pub(super) fn set_mark(&self, backup: &str, mark: &Mark) -> Result<(), BooksError> {
         Ok(self.catalogue.put_mark(backup, mark)?)
+    }
+
+    pub(super) fn check_marks(&self) -> Result<Vec<(String, checks::Mark)>, BooksError> {
+        Ok(self.catalogue.check_marks()?)
+    }
+
+    pub(super) fn set_check_mark(&self, name: &str, mark: &checks::Mark) -> Result<(), BooksError> {
+        Ok(self.catalogue.set_check_mark(name, mark)?)
     }
 
     pub(super) fn open_runs(&self) -> Result<Vec<Run>, BooksError> {

@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use super::{LOCAL_AGENT, Plane, RUN_PREFIX};
 use crate::clock::unix_ms;
-use crate::control::checks::Change;
-use crate::control::notify::Failure;
 use crate::control::plane::board::Asks;
 use crate::control::session::{Command, Desk, Line, NotStored};
 use crate::model::AgentConfig;
 use crate::wire::{
-    Ack, AgentMessage, BackupCompleted, Header, HealthResult, JobStatus, JobUpdate, LogEvent,
-    LogLevel, MULTIPART, PartUrlsRequest, Register, ServerMessage,
+    Ack, AgentMessage, BackupCompleted, Header, JobStatus, JobUpdate, LogEvent, LogLevel,
+    MULTIPART, PartUrlsRequest, Register, ServerMessage,
 };
 
 use super::books::Completed;
@@ -83,30 +81,6 @@ impl Plane {
             | AgentMessage::Register(_)
             | AgentMessage::Unknown => Ok(()),
         }
-    }
-
-    /// A check's result; people are told when it begins to fail and when it works again.
-    fn checked(&self, result: HealthResult) {
-        let (name, error) = (result.check_id.clone(), result.error.clone());
-        let change = {
-            let mut board = self.board();
-            if !board.settings.checks.iter().any(|check| check.name == name) {
-                return;
-            }
-            board.checks.take(result)
-        };
-        let (status, error) = match change {
-            None => return,
-            Some(Change::Failing) => {
-                log::error!("the check {name} fails: {error}");
-                ("check-failed", error)
-            }
-            Some(Change::Recovered) => {
-                log::info!("the check {name} works again");
-                ("check-recovered", String::new())
-            }
-        };
-        self.notifier().tell(Failure { name, run_id: String::new(), status: status.into(), error });
     }
 
     fn job_update(&self, update: &JobUpdate, now_ms: u64) -> Result<(), BooksError> {

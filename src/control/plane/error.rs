@@ -5,6 +5,7 @@ use std::fmt;
 use crate::control::catalogue::{CatalogueError, RebuildError};
 use crate::control::commit::CommitError;
 use crate::control::keys::KeyError;
+use crate::control::manifest::ManifestError;
 use crate::control::storage::StorageError;
 use crate::exit::Exit;
 use crate::store::StoreError;
@@ -20,10 +21,8 @@ pub enum BooksError {
     Storage(StorageError),
     /// The master key.
     Key(KeyError),
-    /// Storage and catalogue together.
-    Commit(CommitError),
-    /// The storage could not be read for the catalogue.
-    Rebuild(RebuildError),
+    /// A manifest that cannot be written.
+    Manifest(ManifestError),
     /// The agent's key, which opens the store.
     AgentKey(String),
     /// The system has no randomness, or a name is impossible.
@@ -38,8 +37,7 @@ impl BooksError {
             Self::Catalogue(error) => error.retry(),
             Self::Storage(error) => error.retry(),
             Self::Key(error) => error.retry(),
-            Self::Commit(error) => error.retry(),
-            Self::Rebuild(error) => error.retry(),
+            Self::Manifest(error) => error.retry(),
             Self::AgentKey(_) => false,
             Self::Io(_) => true,
         }
@@ -71,8 +69,7 @@ impl fmt::Display for BooksError {
             Self::Catalogue(error) => error.fmt(f),
             Self::Storage(error) => error.fmt(f),
             Self::Key(error) => error.fmt(f),
-            Self::Commit(error) => error.fmt(f),
-            Self::Rebuild(error) => error.fmt(f),
+            Self::Manifest(error) => error.fmt(f),
             Self::AgentKey(why) => f.write_str(why),
             Self::Io(error) => write!(f, "failed to prepare a run: {error}"),
         }
@@ -90,5 +87,23 @@ macro_rules! from {
         })*
     };
 }
-from!(StoreError => Store, CatalogueError => Catalogue, StorageError => Storage, KeyError => Key,
-      CommitError => Commit, RebuildError => Rebuild);
+from!(StoreError => Store, CatalogueError => Catalogue, StorageError => Storage, KeyError => Key);
+
+impl From<CommitError> for BooksError {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Storage(error) => Self::Storage(error),
+            CommitError::Catalogue(error) => Self::Catalogue(error),
+            CommitError::Manifest(error) => Self::Manifest(error),
+        }
+    }
+}
+
+impl From<RebuildError> for BooksError {
+    fn from(error: RebuildError) -> Self {
+        match error {
+            RebuildError::Storage(error) => Self::Storage(error),
+            RebuildError::Catalogue(error) => Self::Catalogue(error),
+        }
+    }
+}

@@ -18,6 +18,7 @@
 
 mod board;
 mod books;
+mod checks;
 mod desk;
 mod error;
 mod runs;
@@ -120,7 +121,9 @@ impl Plane {
     ) -> Result<Self, BooksError> {
         let planner = Planner::new(settings.entries(), settings.window, books.marks()?);
         books.catalogue().keep_alarms(&|name| settings.backup(name).is_some())?;
+        let standings = checks::recall(&books, &settings, now_ms)?;
         let mut board = Board::new(Arc::new(settings), now_ms, planner);
+        board.checks = standings;
         for run in books.open_runs()? {
             board.track(&run.run_id, &run.backup, run.trigger == Trigger::Manual, now_ms);
         }
@@ -176,10 +179,11 @@ impl Plane {
         let looked = self.0.books.look_for_storage(now_ms);
         let planned = self.start_due(now_ms);
         let watched = self.watch(now_ms);
+        let checked = self.watch_checks(now_ms);
         self.send_waiting(now_ms);
         let given_up = self.0.books.give_up_uploads(now_ms);
         let tidied = self.0.books.tidy(&self.settings(), now_ms);
-        planned.min(watched).min(tidied).min(looked).min(given_up)
+        planned.min(watched).min(tidied).min(looked).min(given_up).min(checked)
     }
 
     /// Returns once the board was free and the books could be read.
@@ -281,9 +285,10 @@ impl Plane {
         }
         board.planner.reload(settings.entries(), settings.window);
         let channels = settings.channels();
-        board.checks.keep(|name| settings.checks.iter().any(|check| check.name == name));
+        let gone = board.checks.keep(&settings.checks);
         board.settings = Arc::new(settings);
         drop(board);
+        gone.iter().for_each(|name| checks::note(&self.0.books, name, &Default::default()));
         self.notifier().set_channels(channels);
         self.nudge();
         Ok(told)

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Plane;
+use crate::control::checks::Told;
 use crate::control::file::Backup;
 use crate::control::storage::Storage as _;
 use crate::control::view::RunView;
@@ -52,17 +53,22 @@ impl Plane {
 
     fn check_status(&self, check: &Check, problems: &mut Vec<String>) -> Value {
         let standing = self.board().checks.get(&check.name).cloned();
-        if let Some(standing) = standing.as_ref().filter(|standing| standing.failing) {
-            problems.push(format!("the check {} fails: {}", check.name, standing.last.error));
+        let told = standing.as_ref().map_or(Told::Well, |standing| standing.told);
+        let error = standing.as_ref().map_or("", |standing| &standing.last.error);
+        match told {
+            Told::Well => {}
+            Told::Failing => problems.push(format!("the check {} fails: {error}", check.name)),
+            Told::Silent => problems.push(format!("the check {} is silent: {error}", check.name)),
         }
-        let last = standing.as_ref().map(|standing| &standing.last);
+        let last = standing.as_ref().map(|standing| &standing.last).filter(|last| last.ts_ms > 0);
         json!({
             "name": check.name,
-            "failing": standing.as_ref().is_some_and(|standing| standing.failing),
+            "failing": told == Told::Failing,
+            "silent": told == Told::Silent,
             "last_ms": last.map(|last| last.ts_ms),
             "ok": last.map(|last| last.ok),
             "latency_ms": last.map(|last| last.latency_ms),
-            "error": last.map(|last| last.error.as_str()),
+            "error": standing.as_ref().map(|standing| standing.last.error.as_str()),
         })
     }
 

@@ -22,7 +22,8 @@ use crate::secret::Secret;
 use crate::store::Migrations;
 use crate::thread::Cancel;
 use crate::wire::{
-    Ack, AgentMessage, BackupCompleted, Header, JobStatus, JobUpdate, Register, RunBackup,
+    Ack, AgentMessage, BackupCompleted, Header, HealthResult, JobStatus, JobUpdate, Register,
+    RunBackup,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -76,11 +77,15 @@ impl Bench {
 
     /// The same directory after the process has ended.
     fn restarted(self) -> Self {
+        self.restarted_with(APP)
+    }
+
+    fn restarted_with(self, backups: &str) -> Self {
         let Self { dir, plane, mut server } = self;
         server.stop();
         drop(server);
         drop(plane);
-        Self::open(dir, APP)
+        Self::open(dir, backups)
     }
 
     fn agent(&self) -> Agent<'_> {
@@ -541,4 +546,71 @@ fn a_result_under_a_lost_key_is_not_offered_for_ever() {
     let view = bench.view(&order.run_id);
     assert_eq!(view.state, "failed");
     assert!(view.error.contains("master key"), "{}", view.error);
+}
+
+const WITH_CHECK: &str = "[[backup]]\nname = \"app\"\ndatabase = \"sqlite:///srv/app.db\"\nevery = \"6h\"\n\
+     [[check]]\nname = \"web\"\nurl = \"http://127.0.0.1:1/\"\ninterval = \"10s\"\n";
+
+impl Bench {
+    fn heard(&self, ts_ms: u64, ok: bool) {
+        let error = if ok { String::new() } else { "refused".to_owned() };
+        let result =
+            HealthResult { check_id: "web".into(), ts_ms, ok, error, ..HealthResult::default() };
+        self.agent().say(0, AgentMessage::HealthResult(result));
+    }
+
+    /// All that the on_failure command has said, once it has said `line`.
+    fn all_told(&self, line: &str) -> Vec<String> {
+        self.told(line);
+        let text = std::fs::read_to_string(self.dir.path().join("told")).unwrap();
+        text.lines().filter(|line| line.starts_with("web ")).map(str::to_owned).collect()
+    }
+
+    fn problems(&self) -> String {
+        self.plane.status(unix_ms()).1.join("; ")
+    }
+}
+
+#[test]
+fn a_failing_check_is_told_once_whatever_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::open(dir, WITH_CHECK);
+    for ts_ms in 1..4 {
+        bench.heard(ts_ms, false);
+    }
+    bench.told("web check-failed");
+    for ts_ms in [4, 5] {
+        bench = bench.restarted_with(WITH_CHECK);
+        assert!(bench.problems().contains("the check web fails: refused"), "{}", bench.problems());
+        bench.heard(ts_ms * 10, false);
+        bench.heard(ts_ms * 10 + 1, false);
+    }
+    bench.heard(60, true);
+    assert_eq!(bench.all_told("web check-recovered"), ["web check-failed", "web check-recovered"]);
+    bench = bench.restarted_with(WITH_CHECK);
+    assert!(!bench.problems().contains("web"), "{}", bench.problems());
+    bench.heard(70, true);
+    bench.heard(71, false);
+    bench.heard(72, false);
+    bench.told("web check-failed");
+    // Whoever leaves the file is forgotten, and new when he comes back.
+    bench = bench.restarted_with(APP).restarted_with(WITH_CHECK);
+    assert!(!bench.problems().contains("web"), "{}", bench.problems());
+}
+
+#[test]
+fn a_check_that_falls_silent_is_told_like_a_failure() {
+    let mut bench = Bench::open(tempfile::tempdir().unwrap(), WITH_CHECK);
+    bench.heard(1, true);
+    let now_ms = unix_ms();
+    for minute in 1..=7 {
+        bench.plane.tick(now_ms + minute * MIN);
+        assert_eq!(bench.problems().contains("silent"), minute >= 5, "{minute}");
+    }
+    bench.told("web check-silent");
+    bench = bench.restarted_with(WITH_CHECK);
+    assert!(bench.problems().contains("the check web is silent: it has not reported for 5 min"));
+    bench.heard(2, true);
+    assert_eq!(bench.all_told("web check-recovered"), ["web check-silent", "web check-recovered"]);
+    assert!(!bench.problems().contains("web"));
 }

@@ -20,8 +20,8 @@ fn order(rig: &Rig, run_id: &str, upload_id: &str, parts: u32) -> RunBackup {
         upload_id: upload_id.into(),
         part_size_bytes: 8 << 20,
         parts: (1..=parts).map(|number| part(rig, upload_id, number)).collect(),
-        complete_url: rig.url(&format!("{upload_id}-complete")),
-        abort_url: rig.url(&format!("{upload_id}-abort")),
+        complete_url: rig.url(&format!("{upload_id}?uploadId={upload_id}")),
+        abort_url: rig.url(&format!("{upload_id}?uploadId={upload_id}")),
         expires_at_ms: 0,
     });
     command
@@ -52,14 +52,14 @@ fn expect_upload(rig: &Rig, path: &str) -> Upload {
 
 #[track_caller]
 fn expect_abort(rig: &Rig, upload_id: &str) {
-    expect_upload(rig, &format!("DELETE /{upload_id}-abort")).answer(204);
+    expect_upload(rig, &format!("DELETE /{upload_id}")).answer(204);
 }
 
 /// The rest of a run whose part is on its way.
 #[track_caller]
 fn expect_stored(rig: &mut Rig, run_id: &str, upload_id: &str) {
     expect_upload(rig, &format!("/{upload_id}-1")).answer(200);
-    expect_upload(rig, &format!("POST /{upload_id}-complete")).answer_with(200, RESULT);
+    expect_upload(rig, &format!("POST /{upload_id}")).answer_with(200, RESULT);
     rig.expect_success(run_id);
     rig.expect_nothing();
 }

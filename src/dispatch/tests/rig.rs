@@ -259,10 +259,9 @@ impl Rig {
     }
 
     pub(super) fn url(&self, object: &str) -> Secret {
-        Secret::new(format!(
-            "http://{}/{object}?X-Amz-Signature={SIGNATURE}",
-            self.artifacts.address
-        ))
+        let address = self.artifacts.address;
+        let and = if object.contains('?') { '&' } else { '?' };
+        Secret::new(format!("http://{address}/{object}{and}X-Amz-Signature={SIGNATURE}"))
     }
 
     /// What the link would hand on.

@@ -1,4 +1,5 @@
-//! All databases of a PostgreSQL server, its roles and tablespaces included, as the SQL text of `pg_dumpall`.
+//! All databases of a PostgreSQL server with its roles and tablespaces, or these alone (its globals), as the SQL text
+//! of `pg_dumpall`.
 //!
 //! The tool takes one database after the other: each is consistent in itself, but as of its own moment.
 
@@ -7,14 +8,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::super::exec::Tool;
 use super::super::load::{Inspected, Table};
-use super::super::site::Site;
+use super::super::site::{SecretFile, Site};
 use super::super::sqltext::{self, Flow, Format};
 use super::super::{Context, DriverError, Dumped, tools};
+use super::conninfo::{Conninfo, Scope};
 use super::{Login, MAX_WARNINGS, PostgresFault, fault, lock_timeout};
 
 pub(super) const TOOL: &str = "pg_dumpall";
 const TABLES_MAX: usize = 100_000;
+/// Where roles' passwords are, which only a superuser may read.
+const ROLES: &str = "pg_authid";
 const BANNER: &str = "-- PostgreSQL database cluster dump";
 
 static FORMAT: Format = Format { banners: &[BANNER], ended };
@@ -41,24 +46,26 @@ pub(super) fn tool(pg_dump: &Path, cx: &Context<'_>) -> Result<PathBuf, DriverEr
     })
 }
 
-/// Dumps all databases.
+/// Dumps what the tool's arguments say.
 pub(super) fn dump(
     site: &Site,
-    login: &Login,
-    program: &Path,
+    tool: &Tool<'_>,
+    passfile: Option<&SecretFile>,
     size_bytes: Option<u64>,
     cx: &Context<'_>,
     out: &mut dyn Write,
 ) -> Result<Dumped, DriverError> {
-    let tool = login.tool(TOOL, program, args(login, cx.limits.stuck_timeout));
     let mut flow = Flow::new(&FORMAT, size_bytes, cx, out);
-    let (passfile, stuck) = (login.passfile.as_ref(), cx.limits.stuck_timeout);
-    let ended = site.run(&tool, passfile, stuck, cx, &mut |c| flow.pass(c));
+    let stuck = cx.limits.stuck_timeout;
+    let ended = site.run(tool, passfile, stuck, cx, &mut |c| flow.pass(c));
     flow.begins_as_a_dump(TOOL)?;
     let said = ended.map_err(|error| match fault::explain(error) {
         // It was there when the tool made its list.
         DriverError::Postgres(PostgresFault::NoDatabase(said)) if flow.bytes > 0 => {
             DriverError::Postgres(PostgresFault::Conflict(said))
+        }
+        DriverError::Postgres(PostgresFault::Permission(said)) if said.has_any(&[ROLES]) => {
+            DriverError::Postgres(PostgresFault::Roles(said))
         }
         other => other,
     })?;
@@ -66,8 +73,19 @@ pub(super) fn dump(
     Ok(Dumped { bytes: flow.bytes, warnings: said.lines().take(MAX_WARNINGS).collect() })
 }
 
-fn args(login: &Login, stuck: Duration) -> Vec<OsString> {
-    vec!["--no-password".into(), lock_timeout(stuck), format!("--dbname={}", login.conninfo).into()]
+/// What the tool is told.
+pub(super) fn args(info: &Conninfo, login: &Login, stuck: Duration) -> Vec<OsString> {
+    let mut args = vec![
+        "--no-password".into(),
+        lock_timeout(stuck),
+        format!("--dbname={}", login.conninfo).into(),
+    ];
+    if info.scope == Scope::Globals {
+        args.push("--globals-only".into());
+        // Otherwise it logs in to `postgres`, which this user may have no right to.
+        args.push(format!("--database={}", info.login_database()).into());
+    }
+    args
 }
 
 /// Whether a file is such a dump.
@@ -79,9 +97,15 @@ pub(super) fn is_one(dump: &Path) -> Result<bool, DriverError> {
 pub(super) fn inspect(dump: &Path, cx: &Context<'_>) -> Result<Inspected, DriverError> {
     let mut database = String::new();
     let mut tables = Vec::new();
+    let (mut roles, mut spaces) = (0, 0);
     sqltext::scan(&FORMAT, dump, cx.cancel, &mut |line| {
+        // Behind the first of these stand the databases, whose rows may look like anything.
         if let Some(name) = line.strip_prefix("\\connect ") {
             database = connected(name);
+        } else if database.is_empty() && line.starts_with("CREATE ROLE ") {
+            roles += 1;
+        } else if database.is_empty() && line.starts_with("CREATE TABLESPACE ") {
+            spaces += 1;
         } else if let Some(name) = table(line)
             && tables.len() < TABLES_MAX
         {
@@ -89,8 +113,12 @@ pub(super) fn inspect(dump: &Path, cx: &Context<'_>) -> Result<Inspected, Driver
         }
     })?;
     tables.sort_by(|a, b| a.name.cmp(&b.name));
-    let note = "only the text was read: beginning, end and the names of the tables; loading it into a server proves more";
-    Ok(Inspected { tables, warnings: vec![note.to_owned()] })
+    let note = if database.is_empty() {
+        format!("globals only: {roles} roles and {spaces} tablespaces, no database")
+    } else {
+        "only the text was read: beginning, end and the names of the tables; loading it into a server proves more".to_owned()
+    };
+    Ok(Inspected { tables, warnings: vec![note] })
 }
 
 /// `shop`, or `-reuse-previous=on "dbname='a b'"`; what has quotes in it is shown as it stands.

@@ -25,13 +25,24 @@ pub(super) enum Place {
     Default { port: Option<u16> },
 }
 
+/// What of a server is dumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// One database.
+    Database,
+    /// All of them, with roles and tablespaces; `database` is only the one to log in to.
+    All,
+    /// Roles and tablespaces only; so here.
+    Globals,
+}
+
 /// A target's connection, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Conninfo {
     pub(super) place: Place,
     pub(super) database: String,
-    /// All databases are meant; `database` is then the one to log in to.
-    pub(super) all: bool,
+    /// Which part of the server is meant.
+    pub(super) scope: Scope,
     user: String,
     ssl_mode: String,
     pub(super) ca_file: Option<PathBuf>,
@@ -63,15 +74,25 @@ impl Conninfo {
             (_, mode) => mode.to_owned(),
         };
         let user = if c.username.is_empty() { "postgres" } else { &c.username };
-        let all = c.database.is_empty();
-        let database = if all { "postgres" } else { &c.database };
+        let scope = match (c.globals_only, c.database.is_empty()) {
+            (true, _) => Scope::Globals,
+            (false, true) => Scope::All,
+            (false, false) => Scope::Database,
+        };
+        let database = if c.database.is_empty() { "postgres" } else { &c.database };
         let (database, user) = (database.to_owned(), user.to_owned());
-        Ok(Self { place: place(c)?, database, all, user, ssl_mode, ca_file })
+        Ok(Self { place: place(c)?, database, scope, user, ssl_mode, ca_file })
     }
 
     /// Whether the server has to show a certificate of a known CA before it is told anything.
     pub(super) fn verifies_server(&self) -> bool {
         self.ssl_mode.starts_with("verify-")
+    }
+
+    /// The database to log in to, for a tool that takes its name apart from the rest. It reads that as a connection
+    /// string too.
+    pub(super) fn login_database(&self) -> String {
+        format!("dbname={}", quote(&self.database))
     }
 
     /// The string for `--dbname`. With `addresses` libpq connects to these and uses the name for TLS only.

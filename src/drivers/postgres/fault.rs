@@ -35,6 +35,8 @@ pub enum PostgresFault {
     NoUser(Said),
     /// The user may not read everything that has to be dumped.
     Permission(Said),
+    /// The user may not read the roles with their passwords.
+    Roles(Said),
     /// TLS could not be agreed on, or the certificate is not trusted.
     Tls(Said),
     /// The server cannot be reached, is starting or is full.
@@ -141,6 +143,7 @@ impl PostgresFault {
             | Self::NoDatabase(_)
             | Self::NoUser(_)
             | Self::Permission(_)
+            | Self::Roles(_)
             | Self::Tls(_)
             | Self::Other(_) => false,
         }
@@ -184,6 +187,10 @@ impl fmt::Display for PostgresFault {
             }
             Self::NoDatabase(said) => ("the database cannot be opened; correct its name", said),
             Self::NoUser(said) => ("the user cannot log in; correct the name", said),
+            Self::Roles(said) => (
+                "the user may not read the server's roles with their passwords; that needs a superuser",
+                said,
+            ),
             Self::Permission(said) => (
                 "the user may not read everything in the database; grant it pg_read_all_data",
                 said,

@@ -48,8 +48,8 @@ pub(in crate::drivers) fn load(
     let refuse = |problem: &str| Err(DriverError::Load { problem: problem.to_owned() });
     if cluster::is_one(dump)? {
         return refuse(
-            "it holds all databases of a server, its roles included; restore it to a file (--to) and load that into a new \
-             server with `psql --file`",
+            "it holds the roles of a server, or all of it; restore it to a file (--to) and load that with \
+             `psql --file FILE --dbname postgres`, all of a server into a new one",
         );
     }
     if connection.database.is_empty() {
@@ -84,6 +84,7 @@ fn explain(error: ExecError) -> DriverError {
             PostgresFault::NoTool { .. }
             | PostgresFault::ServerNewer { .. }
             | PostgresFault::Permission(_)
+            | PostgresFault::Roles(_)
             | PostgresFault::Lost(_)
             | PostgresFault::Conflict(_)
             | PostgresFault::Other(_) => {}

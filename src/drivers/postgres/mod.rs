@@ -1,4 +1,5 @@
-//! PostgreSQL through `pg_dump --format=custom`, or all its databases through `pg_dumpall` ([`cluster`]).
+//! PostgreSQL through `pg_dump --format=custom`, or through `pg_dumpall` ([`cluster`]): all its databases, or its
+//! roles and tablespaces alone.
 //!
 //! `prepare` finds the tools, logs in with `psql` where there is one (version, size; every reason not to get
 //! in shows here, before anything is uploaded) and chooses the newest `pg_dump` that is not older than the
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 pub use fault::PostgresFault;
 
-use self::conninfo::{Conninfo, Place};
+use self::conninfo::{Conninfo, Place, Scope};
 use super::exec::{ExecError, Tool};
 use super::marks::StartMark;
 use super::site::{SecretFile, Site};
@@ -46,7 +47,7 @@ const MAX_WARNINGS: usize = 5;
 const QUERY: &str = "SELECT pg_catalog.current_setting('server_version'), \
                      pg_catalog.pg_database_size(pg_catalog.current_database())";
 
-/// The driver of one PostgreSQL database, or of all of a server's.
+/// The driver of one PostgreSQL database, of all of a server's, or of its globals.
 pub(super) struct Postgres {
     site: Site,
     info: Conninfo,
@@ -157,7 +158,10 @@ impl Postgres {
         let login = self.login(cx)?;
         let args = ["--no-psqlrc", "--no-password", "--tuples-only", "--no-align", "--quiet"];
         let mut args: Vec<OsString> = args.iter().map(OsString::from).collect();
-        let query = if self.info.all { cluster::QUERY } else { QUERY };
+        let query = match self.info.scope {
+            Scope::Database | Scope::Globals => QUERY,
+            Scope::All => cluster::QUERY,
+        };
         args.extend(["--field-separator=|".into(), format!("--command={query}").into()]);
         args.push(format!("--dbname={}", login.conninfo).into());
         let tool = login.tool("psql", psql, args);
@@ -232,13 +236,14 @@ impl Driver for Postgres {
                 return Err(DriverError::Postgres(fault));
             }
             prepared.engine_version = format!("PostgreSQL {}", facts.version);
-            prepared.size_hint_bytes = Some(facts.size_bytes);
-            self.size_bytes = Some(facts.size_bytes);
+            // The database's size says nothing of the few lines that globals are.
+            self.size_bytes = Some(facts.size_bytes).filter(|_| self.info.scope != Scope::Globals);
+            prepared.size_hint_bytes = self.size_bytes;
         } else {
             // What cannot be asked can at least be refused before the dump.
             drop(self.login(cx)?);
         }
-        if self.info.all {
+        if self.info.scope != Scope::Database {
             self.cluster_tool(&tools, cx)?;
         }
         self.tools = Some(tools);
@@ -251,9 +256,12 @@ impl Driver for Postgres {
             None => self.find_tools(cx)?,
         };
         let login = self.login(cx)?;
-        if self.info.all {
+        if self.info.scope != Scope::Database {
             let program = self.cluster_tool(&tools, cx)?;
-            return cluster::dump(&self.site, &login, &program, self.size_bytes, cx, out);
+            let args = cluster::args(&self.info, &login, cx.limits.stuck_timeout);
+            let tool = login.tool(cluster::TOOL, &program, args);
+            let passfile = login.passfile.as_ref();
+            return cluster::dump(&self.site, &tool, passfile, self.size_bytes, cx, out);
         }
         let tool =
             login.tool("pg_dump", &tools.pg_dump, dump_args(&login, cx.limits.stuck_timeout));

@@ -10,8 +10,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::ClientConfig;
 use rustls::client::Resumption;
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::NextTimeout;
 
 use super::CheckResult;
 use super::fault::Fault;
@@ -26,7 +24,7 @@ use crate::redact::clean;
 use crate::thread::Cancel;
 
 const MAX_REDIRECTS: u32 = 5;
-const MAX_HEAD: usize = 64 << 10;
+const USER_AGENT: &str = concat!("backupy/", env!("CARGO_PKG_VERSION"), " (health check)");
 /// Most of an error's text that a result carries, in characters.
 const MAX_ERROR: usize = 500;
 /// A certificate that ends sooner is worth a note.
@@ -127,10 +125,16 @@ impl Prober {
     fn get(&self, place: &Place, way: &Way) -> Result<(Answer, Option<String>), Fault> {
         let notes = Arc::new(Mutex::new(Notes::default()));
         let tls = if place.tls { Some(self.client_config()?) } else { None };
-        let connector =
-            Connector { way: way.clone(), place: place.clone(), tls, notes: notes.clone() };
+        let talk = Arc::new(net::Talk::default());
+        let connector = Connector {
+            way: way.clone(),
+            place: place.clone(),
+            tls,
+            notes: notes.clone(),
+            talk: talk.clone(),
+        };
         let uri = place.uri.clone().ok_or(Fault::Target("is no URL"))?;
-        let mut request = agent(connector).get(uri).header("accept", "*/*");
+        let mut request = net::agent(connector, USER_AGENT).get(uri).header("accept", "*/*");
         if let Some(user) = &place.user {
             request = request.header("authorization", format!("Basic {}", STANDARD.encode(user)));
         }
@@ -139,7 +143,10 @@ impl Prober {
         let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = match answer {
             Ok(answer) => answer,
-            Err(_) => return Err(notes.fault.take().unwrap_or(Fault::NoHttp)),
+            Err(_) => {
+                let ended = || talk.take_error().map(|error| way.ended(error));
+                return Err(notes.fault.take().or_else(ended).unwrap_or(Fault::NoHttp));
+            }
         };
         let location = answer.headers().get("location").and_then(|value| value.to_str().ok());
         let latency = notes.started.map_or(Duration::ZERO, |started| ended - started);
@@ -184,33 +191,4 @@ fn expiry_note(end_sec: i64, now_ms: u64) -> Option<String> {
         0 => "note: the certificate expires within a day".to_owned(),
         days => format!("note: the certificate expires in {days} days"),
     })
-}
-
-/// An agent for one request: nothing of its own that would wait, follow, reuse, or read the environment.
-fn agent(connector: Connector) -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
-        .proxy(None)
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .max_idle_connections(0)
-        .user_agent(concat!("backupy/", env!("CARGO_PKG_VERSION"), " (health check)"))
-        .max_response_header_size(MAX_HEAD)
-        .build();
-    ureq::Agent::with_parts(config, connector, NoResolver)
-}
-
-/// The line looks names up itself, with the check's deadline.
-#[derive(Debug)]
-struct NoResolver;
-
-impl Resolver for NoResolver {
-    fn resolve(
-        &self,
-        _: &ureq::http::Uri,
-        _: &ureq::config::Config,
-        _: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        Ok(self.empty())
-    }
 }

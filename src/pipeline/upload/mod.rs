@@ -150,14 +150,15 @@ impl Uploader {
     /// Fails if these credentials cannot lead to an upload, before anything is dumped for them.
     ///
     /// # Errors
-    /// When a URL is missing, malformed or not allowed, or has expired, or the parts have a size that nobody takes.
+    /// When a URL is missing, malformed or not allowed, or has expired, when the abort is about another upload, or the parts have a size that nobody takes.
     pub fn check(&self, creds: &UploadCreds) -> Result<(), UploadError> {
         let Some(multipart) = &creds.multipart else {
             return self.check_url(&creds.put_url, creds.expires_at_ms).map(drop);
         };
-        for url in [&multipart.complete_url, &multipart.abort_url] {
-            self.check_url(url, multipart.expires_at_ms)?;
-        }
+        let complete = self.check_url(&multipart.complete_url, multipart.expires_at_ms)?;
+        let abort = self.check_url(&multipart.abort_url, multipart.expires_at_ms)?;
+        multipart::ends_of_one_upload(&complete, &abort)
+            .map_err(|fault| UploadError::new(&abort.shown, 0, fault))?;
         PartPlan::new(multipart.part_size_bytes)?;
         Ok(())
     }

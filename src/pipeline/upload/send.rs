@@ -6,11 +6,9 @@ use std::sync::{Arc, OnceLock};
 use rustls::ClientConfig;
 use ureq::SendBody;
 use ureq::http::Response;
-use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::NextTimeout;
 
 use super::body::{Body, BodyEnd};
-use super::line::{self, Connector, Exchange};
+use super::line::{Connector, Exchange};
 use super::url::Destination;
 use super::{Fault, Tries, UploadError, Uploader, UrlPolicy, judge, pause};
 use crate::clock::{Deadline, unix_ms};
@@ -178,18 +176,9 @@ pub(super) fn client_config(tls: &TlsSettings) -> Result<Arc<ClientConfig>, Faul
     Ok(Arc::new(config))
 }
 
-/// An agent for one exchange: nothing of its own that would wait, follow, reuse, or read the environment.
+/// An agent for one exchange.
 pub(super) fn agent(connector: Connector) -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
-        .proxy(None)
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .max_idle_connections(0)
-        .user_agent(concat!("backupy/", env!("CARGO_PKG_VERSION")))
-        .max_response_header_size(line::MAX_ANSWER_HEAD)
-        .build();
-    ureq::Agent::with_parts(config, connector, NoResolver)
+    net::agent(connector, concat!("backupy/", env!("CARGO_PKG_VERSION")))
 }
 
 /// What an answer means.
@@ -222,19 +211,4 @@ pub(super) fn read_bounded(reader: impl Read) -> String {
     let mut text = Vec::new();
     let _ = reader.take(judge::MAX_BODY).read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()
-}
-
-/// The connector looks names up itself, with a deadline and a cancel.
-#[derive(Debug)]
-struct NoResolver;
-
-impl Resolver for NoResolver {
-    fn resolve(
-        &self,
-        _: &ureq::http::Uri,
-        _: &ureq::config::Config,
-        _: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        Ok(self.empty())
-    }
 }

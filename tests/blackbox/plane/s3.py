@@ -124,10 +124,7 @@ class S3:
         )
         scope = f"{day}/{REGION}/s3/aws4_request"
         text = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
-        key = ("AWS4" + SECRET_KEY).encode()
-        for part in (day, REGION, "s3", "aws4_request"):
-            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-        signature = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+        signature = hmac.new(self._signing_key(day), text.encode(), hashlib.sha256).hexdigest()
         headers["authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/{scope}, SignedHeaders={signed}, Signature={signature}"
         )
@@ -138,6 +135,36 @@ class S3:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+    def presign(self, method, key, expires_sec, **query):
+        """A presigned URL for an object."""
+        stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        scope = f"{stamp[:8]}/{REGION}/s3/aws4_request"
+        query |= {
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256", "X-Amz-Credential": f"{ACCESS_KEY}/{scope}", "X-Amz-Date": stamp,
+            "X-Amz-Expires": str(expires_sec), "X-Amz-SignedHeaders": "host",
+        }
+        quote = lambda text: urllib.parse.quote(str(text), safe="-_.~")  # noqa: E731
+        words = "&".join(f"{quote(k)}={quote(v)}" for k, v in sorted(query.items()))
+        path = urllib.parse.quote(f"/{self.bucket}/{key}")
+        host = f"127.0.0.1:{self.port}"
+        canonical = "\n".join([method, path, words, f"host:{host}", "", "host", "UNSIGNED-PAYLOAD"])
+        text = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
+        signature = hmac.new(self._signing_key(stamp[:8]), text.encode(), hashlib.sha256).hexdigest()
+        return f"http://{host}{path}?{words}&X-Amz-Signature={signature}"
+
+    @staticmethod
+    def _signing_key(day):
+        key = ("AWS4" + SECRET_KEY).encode()
+        for part in (day, REGION, "s3", "aws4_request"):
+            key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+        return key
+
+    def create_upload(self, key):
+        """Begins a multipart upload; its id."""
+        status, body = self.request("POST", f"/{self.bucket}/{key}", {"uploads": ""})
+        assert status == 200, (status, body)
+        return re.search(rb"<UploadId>([^<]+)</UploadId>", body)[1].decode()
 
     def _contents(self):
         status, body = self.request("GET", f"/{self.bucket}", {"list-type": "2", "max-keys": "1000"})

@@ -22,6 +22,7 @@ use std::thread::Builder;
 
 use crossbeam_channel::Receiver;
 
+pub(in crate::pipeline::upload) use complete::ends_of_one_upload;
 pub(in crate::pipeline) use complete::{abort, complete};
 pub use places::{Ask, Places};
 
