@@ -28,7 +28,6 @@ pub mod runs;
 #[cfg(feature = "control")]
 mod scratch;
 pub mod self_update;
-#[cfg(feature = "control")]
 pub mod show;
 pub mod status;
 mod stopped;

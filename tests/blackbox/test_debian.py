@@ -109,7 +109,7 @@ def test_the_example_is_inert_and_right(machine):
     assert all(line.startswith("#") for line in text.splitlines() if line)
     machine.write("/etc/backupy/shop.password", "x\n")
     machine.path("/etc/backupy/shop.password").chmod(0o600)
-    machine.path("/var/backups/db").mkdir(parents=True)
+    machine.path("/srv/backups").mkdir(parents=True)
     machine.write("/etc/backupy/backupy.toml", re.sub(r"^#(?! )", "", text, flags=re.M))
     said = machine.run("backupy", "up", "--check")
     assert "shop" in said and "app" in said
@@ -132,7 +132,7 @@ def test_an_upgrade_keeps_what_people_wrote(machine, newer):
 
 def test_a_purge_takes_settings_but_no_key(machine):
     machine.install(DEB)
-    kept = {"/var/lib/backupy/master.key": "key", "/etc/backupy/shop.password": "p", "/var/backups/db/a": "backup"}
+    kept = {"/var/lib/backupy/master.key": "key", "/etc/backupy/shop.password": "p", "/srv/backups/a": "backup"}
     for path, text in {**kept, "/etc/backupy/backupy.toml": "mine"}.items():
         machine.write(path, text)
     machine.pretend_systemd()
