@@ -72,6 +72,13 @@ redis_packages() {
     command -v redis-server >/dev/null || packages redis-server redis-tools
 }
 
+# promtool, which comes with a Prometheus server; that one is not left running.
+promtool_package() {
+    command -v promtool >/dev/null && return 0
+    packages prometheus
+    if [ -d /run/systemd/system ]; then as_root systemctl disable --now prometheus; fi
+}
+
 # Components that a minimal toolchain lacks.
 rust_components() {
     cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt

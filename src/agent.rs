@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! caller's thread: link::run (reconnect loop) ── link-read, link-write, link-beat
-//! dispatch ── run-N …, checks ── probe-N …          status ── status-conn …
+//! dispatch ── run-N …, checks ── probe-N …          status ── status-conn …, metrics ── metrics-conn …
 //! ```
 //! A stop goes one way: `stop` → dispatch lets runs end → the link flushes the outbox → the store closes.
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,7 +24,10 @@ use crate::drivers;
 use crate::host::checks::Means;
 use crate::host::metrics::Sampler;
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
+use crate::net::http::Server;
 use crate::observe::dump::dump;
+use crate::observe::health::liveness;
+use crate::observe::metrics::{Build, Connection, Intervals, Metrics, Moment, endpoint};
 use crate::observe::socket::{Handler, Reply, StatusSocket};
 use crate::observe::tap::Line;
 use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
@@ -73,6 +77,10 @@ pub struct AgentOptions {
     pub log_level: log::LevelFilter,
     /// Warnings and errors of this process for the control plane; one in the same process needs none.
     pub log_lines: Receiver<Line>,
+    /// Where Prometheus may ask; `None` = nowhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Intervals of jobs without a cron line, where somebody in this process knows them.
+    pub intervals: Option<Intervals>,
     /// Requests on the status socket that are not the agent's own; `up` adds some. Gets the agent's own
     /// status, so that it can be part of the answer.
     pub extra: Option<ExtraHandler>,
@@ -123,6 +131,7 @@ pub struct Agent {
     /// end the session, and with it the flush.
     _events: Receiver<link::Event>,
     _socket: StatusSocket,
+    _metrics: Option<Server>,
     done: Receiver<()>,
 }
 
@@ -160,6 +169,8 @@ impl Agent {
             state_dir: state_dir.clone(),
             uploader,
         };
+        let build = Build { version: VERSION, commit: COMMIT.unwrap_or("unknown") };
+        let metrics = Metrics::new(build, options.intervals);
         let (link_events, received) = bounded(LINK_EVENTS);
         let events = received.clone();
         let (dispatch, queries, shared) = Dispatch::open(dispatch::Parts {
@@ -174,9 +185,14 @@ impl Agent {
             stop_grace: options.stop_grace,
             log_level: options.log_level,
             log_lines: options.log_lines,
+            metrics: metrics.clone(),
         })
         .map_err(AgentError::Dispatch)?;
         let status = LinkStatus::new();
+        let served = options.metrics_listen.and_then(|addr| {
+            let moment = moment(status.clone(), shared.clone(), outbox.clone());
+            serve_metrics(addr, metrics, moment, queries.clone())
+        });
         let handler =
             handler(queries, status.clone(), store.clone(), state_dir.clone(), options.extra);
         let socket = StatusSocket::start(&state_dir, handler)
@@ -214,6 +230,7 @@ impl Agent {
             link_stop,
             _events: events,
             _socket: socket,
+            _metrics: served,
             done: finished,
         })
     }
@@ -294,6 +311,54 @@ fn heartbeat(
             active_job_ids: shared.active_jobs(),
         }
     })
+}
+
+/// How things stand, for a page of metrics.
+fn moment(
+    link: LinkStatus,
+    shared: Shared,
+    outbox: Outbox,
+) -> impl Fn() -> Moment + Send + Sync + 'static {
+    move || {
+        let link = link.snapshot();
+        let connection = match (link.connected_since_ms, link.connecting) {
+            (Some(_), _) => Connection::Connected,
+            (None, true) => Connection::Connecting,
+            (None, false) => Connection::Disconnected,
+        };
+        let dropped = outbox.dropped();
+        Moment {
+            connection,
+            reconnects: link.sessions.saturating_sub(1),
+            pending: outbox.depth() as u64,
+            dropped: [("log", dropped.logs), ("health", dropped.health), ("ack", dropped.acks)],
+            config_version: shared.config_version(),
+        }
+    }
+}
+
+/// An agent that nobody can watch still backs up: what is in the way is a warning.
+fn serve_metrics(
+    addr: SocketAddr,
+    metrics: Metrics,
+    moment: impl Fn() -> Moment + Send + Sync + 'static,
+    queries: Queries,
+) -> Option<Server> {
+    let page = Box::new(move || metrics.page(&moment()));
+    let health =
+        Box::new(move || liveness(&queries.snapshot(PROBE_TIMEOUT).unwrap_or(Value::Null)));
+    match endpoint::start(addr, page, health) {
+        Ok(server) => {
+            log::info!("metrics at http://{}/metrics", server.addr());
+            Some(server)
+        }
+        Err(error) => {
+            log::warn!(
+                "failed to serve metrics at {addr}: {error}; going on without (BACKUPY_METRICS_LISTEN_ADDR names another address, or none)"
+            );
+            None
+        }
+    }
 }
 
 /// The agent's own requests: `status`, `health`, `dump-state`; everything else goes to `extra`.

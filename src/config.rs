@@ -8,13 +8,14 @@ mod parse;
 mod reader;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::model::Trust;
 use crate::secret::Secret;
 
-pub use parse::{parse_rate, parse_size};
+pub use parse::{parse_listen, parse_rate, parse_size};
 use reader::Reader;
 
 /// Where state lives unless told otherwise.
@@ -22,6 +23,9 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
 
 /// Where Docker listens unless told otherwise.
 pub const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
+/// Where Prometheus finds the agent unless told otherwise.
+pub const DEFAULT_METRICS_LISTEN: &str = "127.0.0.1:9090";
 
 /// Lowest limit of an upload, in bytes per second: below it a single request would outlive every server's patience.
 pub const MIN_RATE: u64 = 16 << 10;
@@ -57,6 +61,8 @@ pub struct Config {
     pub limits: PipelineLimits,
     /// How long running backups may go on after the first signal.
     pub stop_grace: Duration,
+    /// Where Prometheus may ask; `None` = nowhere (`BACKUPY_METRICS_LISTEN_ADDR`).
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Trust roots and pins for TLS.
@@ -266,6 +272,7 @@ impl Config {
             policy: host.policy,
             limits: host.limits,
             stop_grace: host.stop_grace,
+            metrics_listen: host.metrics_listen,
         })
     }
 }
@@ -295,6 +302,8 @@ pub struct HostConfig {
     pub limits: PipelineLimits,
     /// How long running backups may go on after the first signal.
     pub stop_grace: Duration,
+    /// Where Prometheus may ask; `None` = nowhere (`BACKUPY_METRICS_LISTEN_ADDR`).
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 impl HostConfig {
@@ -349,6 +358,7 @@ impl HostConfig {
                 upload_bytes_per_sec: reader.rate("BACKUPY_UPLOAD_LIMIT"),
             },
             stop_grace: reader.duration("BACKUPY_STOP_GRACE").unwrap_or(Duration::from_secs(8)),
+            metrics_listen: reader.metrics_listen(),
         }
     }
 }
@@ -424,6 +434,7 @@ mod tests {
             ("BACKUPY_HOOK_TIMEOUT", "16m"),
             ("BACKUPY_ALLOW_HOOKS", "perhaps"),
             ("BACKUPY_DEV_ALLOW_INSECURE", "maybe"),
+            ("BACKUPY_METRICS_LISTEN_ADDR", ":9090"),
             ("HTTPS_PROXY", "socks5://user:hunter2@proxy"),
         ])
         .unwrap_err();
@@ -442,6 +453,7 @@ mod tests {
             "BACKUPY_HOOK_TIMEOUT",
             "BACKUPY_ALLOW_HOOKS",
             "BACKUPY_DEV_ALLOW_INSECURE",
+            "BACKUPY_METRICS_LISTEN_ADDR",
             "HTTPS_PROXY",
         ] {
             assert!(text.contains(name), "{name} missing in:\n{text}");
@@ -473,6 +485,21 @@ mod tests {
         let mut with = base.to_vec();
         with.push(("BACKUPY_ALLOW_PATHS", ""));
         assert_eq!(load(&with).unwrap().policy.allow_paths, Some(vec![]));
+    }
+
+    #[test]
+    fn metrics_have_a_default_and_an_empty_value_turns_them_off() {
+        let base = [("BACKUPY_SERVER_URL", "https://h"), ("BACKUPY_AGENT_KEY", KEY)];
+        let with = |value| {
+            let mut pairs = base.to_vec();
+            pairs.extend([("BACKUPY_METRICS_LISTEN_ADDR", value)]);
+            load(&pairs).unwrap().metrics_listen.map(|addr| addr.to_string())
+        };
+        let default = load(&base).unwrap().metrics_listen.map(|addr| addr.to_string());
+        assert_eq!(default.as_deref(), Some(DEFAULT_METRICS_LISTEN));
+        assert_eq!((with(""), with("  ")), (None, None));
+        assert_eq!(with("[::1]:99").as_deref(), Some("[::1]:99"));
+        assert_eq!(with("localhost:0").as_deref(), Some("127.0.0.1:0"));
     }
 
     #[test]

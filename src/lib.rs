@@ -25,6 +25,7 @@
 //! | `probe-N` | one probe, 32 at most | look-up, `poll(2)` | the check's deadline, its cancel token |
 //! | `give-up` | one upload in parts that nobody completes | HTTP | its cancel token |
 //! | `status` | the status socket; a thread for each connection | `poll(2)` | a client, stop |
+//! | `metrics` | the port of the metrics; a thread for each connection | `poll(2)` | a client, stop |
 //! | `signals` | SIGTERM, SIGINT, SIGHUP | signal-hook | the system |
 //!
 //! Whoever spawns joins. A panicking run fails its run; any other vital thread that panics ends the

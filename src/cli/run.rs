@@ -117,6 +117,8 @@ fn options(config: Config, url: ServerUrl, log_lines: Receiver<Line>) -> AgentOp
         stop_grace: config.stop_grace,
         log_level: config.log_level,
         log_lines,
+        metrics_listen: config.metrics_listen,
+        intervals: None,
         extra: None,
     }
 }

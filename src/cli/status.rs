@@ -11,6 +11,7 @@ use super::{complain, state_dir};
 use crate::clock::unix_ms;
 use crate::dispatch::of_stopped;
 use crate::exit::Exit;
+use crate::observe::health::liveness;
 use crate::observe::socket;
 use crate::redact::clean;
 use crate::store::Store;
@@ -108,7 +109,7 @@ pub fn health_check(args: &HealthCheckArgs) -> Exit {
         Ok(status) => status,
         Err(exit) => return exit,
     };
-    let mut problems = liveness(&status);
+    let mut problems = liveness(&status["dispatch"]);
     if !args.live && status["session_lost"] == Value::Bool(true) {
         problems.push(no_session(&status));
     }
@@ -153,23 +154,8 @@ fn warnings(status: &Value) -> impl Iterator<Item = &str> {
     status["control"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// What makes a process not alive.
-fn liveness(status: &Value) -> Vec<String> {
-    let dispatch = &status["dispatch"];
-    if dispatch.is_null() {
-        return vec!["the dispatch thread does not answer".to_owned()];
-    }
-    if let Some(error) = dispatch["store_error"].as_str() {
-        return vec![format!("the store does not answer: {error}")];
-    }
-    if dispatch["unsaved_results"].as_u64().unwrap_or(0) > 0 {
-        return vec!["the store takes no results; is the disk full?".to_owned()];
-    }
-    Vec::new()
-}
-
 fn problems(status: &Value) -> Vec<String> {
-    let mut problems = liveness(status);
+    let mut problems = liveness(&status["dispatch"]);
     if status["session_lost"] == Value::Bool(true) {
         problems.push(no_session(status));
     }

@@ -17,6 +17,7 @@ use crate::control::embedded::{Embedded, EmbeddedError};
 use crate::control::file::{self as file_of_up, Flags, Settings};
 use crate::control::local;
 use crate::control::plane::Plane;
+use crate::control::schedule::Schedule;
 use crate::control::storage::{Reach, StorageSettings};
 use crate::exit::Exit;
 use crate::link::Transport;
@@ -193,6 +194,8 @@ fn begin(
 
 fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> AgentOptions {
     let plane = embedded.plane().clone();
+    let settings = plane.settings();
+    let schedules = plane.clone();
     let (uploads, ca_file) = match storage {
         StorageSettings::Directory(_) => (UrlPolicy::Loopback(embedded.addr()), None),
         StorageSettings::S3(bucket) => (bucket.policy(), bucket.ca_file.clone()),
@@ -210,6 +213,13 @@ fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> 
         stop_grace: host.stop_grace,
         log_level: host.log_level,
         log_lines: never(),
+        metrics_listen: settings.metrics_listen.unwrap_or(host.metrics_listen),
+        intervals: Some(Box::new(move |job_id| {
+            match schedules.settings().backup(job_id)?.schedule {
+                Schedule::Every(interval) => Some(interval),
+                Schedule::Cron(_) => None,
+            }
+        })),
         extra: Some(Arc::new(move |request, status, reply| {
             local::answer(&plane, request, status, reply)
         })),

@@ -1,6 +1,7 @@
 //! The forms of single values: keys, sizes, durations, pins, proxies, lists.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -47,6 +48,21 @@ pub fn parse_rate(text: &str) -> Option<u64> {
     let text = text.trim();
     let rate = parse_size(text.strip_suffix("/s").unwrap_or(text))?;
     (rate == 0 || rate >= super::MIN_RATE).then_some(rate)
+}
+
+/// Where to listen: `127.0.0.1:9090`, `[::1]:9090`, `localhost:9090`; `off` or empty = nowhere.
+///
+/// # Errors
+/// The expected form.
+pub fn parse_listen(text: &str) -> Result<Option<SocketAddr>, &'static str> {
+    let text = text.trim();
+    if text.is_empty() || text == "off" {
+        return Ok(None);
+    }
+    let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    local.as_deref().unwrap_or(text).parse().map(Some).map_err(
+        |_| "ADDRESS:PORT such as 127.0.0.1:9090 (0.0.0.0:9090 for all interfaces), or off",
+    )
 }
 
 /// Comma-separated base64 SHA-256 hashes.

@@ -1,12 +1,13 @@
 //! Reads single variables and flags, and collects what is wrong with them.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    ConfigError, Env, Flags, MAX_HOOK_TIMEOUT, MIN_RATE, ProxySettings, parse, parse_log_level,
-    parse_rate, parse_size,
+    ConfigError, DEFAULT_METRICS_LISTEN, Env, Flags, MAX_HOOK_TIMEOUT, MIN_RATE, ProxySettings,
+    parse, parse_listen, parse_log_level, parse_rate, parse_size,
 };
 use crate::calendar::duration;
 use crate::secret::Secret;
@@ -153,6 +154,16 @@ impl Reader<'_> {
     pub(super) fn list(&mut self, name: &str, separator: char) -> Option<Vec<String>> {
         // Set but empty means: nothing is allowed.
         (self.env)(name).map(|text| parse::split_list(&text, separator))
+    }
+
+    pub(super) fn metrics_listen(&mut self) -> Option<SocketAddr> {
+        const NAME: &str = "BACKUPY_METRICS_LISTEN_ADDR";
+        // Set but empty means: off.
+        let text = (self.env)(NAME).unwrap_or_else(|| DEFAULT_METRICS_LISTEN.to_owned());
+        parse_listen(&text).unwrap_or_else(|form| {
+            self.problem(format!("{NAME} must be {form}, not {text:?}"));
+            None
+        })
     }
 
     pub(super) fn size(&mut self, name: &str) -> Option<u64> {

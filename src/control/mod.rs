@@ -26,7 +26,6 @@ pub mod verify;
 
 pub mod connect;
 pub mod embedded;
-pub mod http;
 pub mod local;
 pub mod notify;
 pub mod objects;
@@ -36,6 +35,8 @@ pub mod server;
 pub mod session;
 pub mod view;
 pub mod watch;
+
+pub use crate::net::http;
 
 /// Between two looks of a test at something that tells nobody when it happens, such as a file.
 #[cfg(test)]

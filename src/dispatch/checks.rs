@@ -76,6 +76,7 @@ impl Dispatch {
             log::warn!("failed to queue {} results of health checks: {error}", results.len());
         }
         for result in results {
+            self.metrics.checked(&result);
             self.last_checks.insert(result.check_id.clone(), result);
         }
     }

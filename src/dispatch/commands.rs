@@ -325,6 +325,7 @@ impl Dispatch {
         }
         let same_checks = config.checks == self.config.checks;
         self.config = config;
+        self.metrics.configure(&self.config, self.table.last_results());
         self.share();
         if !same_checks {
             complaints.extend(self.use_checks());

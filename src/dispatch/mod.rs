@@ -34,6 +34,7 @@ use crate::clock::unix_ms;
 use crate::host::checks::{CheckResult, Checks, Means};
 use crate::link::{self, Slots};
 use crate::model::AgentConfig;
+use crate::observe::metrics::Metrics;
 use crate::observe::tap::Line;
 use crate::outbox::{Message, Outbox, OutboxError};
 use crate::runs::state::Run;
@@ -152,6 +153,8 @@ pub struct Parts {
     pub log_level: log::LevelFilter,
     /// Warnings and errors to tell the control plane.
     pub log_lines: Receiver<Line>,
+    /// Counts ends of runs and results of checks.
+    pub metrics: Metrics,
 }
 
 /// What other threads may see without asking: the heartbeat needs it.
@@ -193,6 +196,7 @@ pub struct Dispatch {
     window: Option<Window>,
     log_level: log::LevelFilter,
     shared: Shared,
+    metrics: Metrics,
     on_progress: OnProgress,
 
     check_means: Means,
@@ -308,6 +312,7 @@ impl Dispatch {
             window: None,
             log_level: parts.log_level,
             shared: shared.clone(),
+            metrics: parts.metrics,
             on_progress,
             check_means: parts.checks,
             checks: None,
@@ -479,6 +484,7 @@ impl Dispatch {
         for run in runs {
             let given_up = self.upload_to_give_up(&run);
             let run_id = run.run_id.clone();
+            self.metrics.run_changed(&run);
             self.table.apply(run);
             self.give_up(&run_id, given_up);
         }

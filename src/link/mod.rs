@@ -224,6 +224,7 @@ pub fn run(
 /// One attempt and, if it gives a session, that session.
 fn attempt(lent: &Lent<'_>, status: &LinkStatus) -> (Outcome, LinkError) {
     let seq = lent.seq.next();
+    status.connecting();
     let (wire, ack) = match handshake::open(lent.config, seq, lent.stop) {
         Ok(opened) => opened,
         Err(error @ LinkError::Refused(_)) => return (Outcome::Refused, error),

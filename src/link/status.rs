@@ -31,6 +31,8 @@ pub struct LinkSnapshot {
     pub failed_attempts: u64,
     /// Why the last session ended or the last attempt failed; kept until the next session.
     pub last_error: Option<String>,
+    /// Whether an attempt to get a session is under way.
+    pub connecting: bool,
     /// Whether the server refused the agent key, last time.
     pub key_refused: bool,
 }
@@ -56,11 +58,16 @@ impl LinkStatus {
         }
     }
 
+    pub(super) fn connecting(&self) {
+        self.lock().snapshot.connecting = true;
+    }
+
     pub(super) fn up(&self, session_id: &str, durable_acks: bool) {
         let snapshot = &mut self.lock().snapshot;
         snapshot.connected_since_ms = Some(unix_ms());
         snapshot.session_id = Some(session_id.to_owned());
         snapshot.durable_acks = durable_acks;
+        snapshot.connecting = false;
         snapshot.sessions += 1;
         snapshot.last_error = None;
         snapshot.key_refused = false;
@@ -73,6 +80,7 @@ impl LinkStatus {
         } else {
             state.snapshot.failed_attempts += 1;
         }
+        state.snapshot.connecting = false;
         state.snapshot.session_id = None;
         state.snapshot.last_error = Some(error);
         state.snapshot.key_refused = key_refused;
@@ -100,7 +108,10 @@ mod tests {
         assert!(status.without_session(later).unwrap() > Duration::from_secs(180));
         status.down("refused".to_owned(), true);
         assert!(status.snapshot().key_refused);
+        status.connecting();
+        assert!(status.snapshot().connecting);
         status.up("s1", true);
+        assert!(!status.snapshot().connecting);
         assert_eq!(status.without_session(later), None);
         let snapshot = status.snapshot();
         assert_eq!((snapshot.sessions, snapshot.failed_attempts), (1, 1));

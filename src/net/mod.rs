@@ -2,10 +2,11 @@
 //!
 //! Every stream that leaves here is non-blocking, with Nagle off; whoever uses it waits with
 //! [`wait_readable`] and [`wait_writable`]. Of TLS it knows where the trust roots are, and how one HTTP exchange goes over
-//! it ([`Line`]).
+//! it ([`Line`]). The other direction, a small server, is [`http`].
 
 mod connect;
 mod error;
+pub mod http;
 mod line;
 mod proxy;
 mod resolve;

@@ -1,6 +1,8 @@
-//! What a person or a supervisor sees of the process: the log and the status socket.
+//! What a person, a supervisor or Prometheus sees of the process: the log, the status socket, the metrics.
 
 pub mod dump;
+pub mod health;
 pub mod logging;
+pub mod metrics;
 pub mod socket;
 pub mod tap;

@@ -23,6 +23,7 @@
 //! |---|---|---|---|
 //! | top | `state_dir` | `/var/lib/backupy` | catalogue, queue, spool; absolute |
 //! | top | `on_failure` | – | shell command, run when a backup failed or did not happen |
+//! | top | `metrics_listen` | the variable | where Prometheus may ask: `127.0.0.1:9090`, or `off` |
 //! | top | `max_parallel` | 1 | runs at the same time, 1–32 |
 //! | `[storage]` | `directory` | this or `s3` | absolute |
 //! | | `s3` | this or `directory` | a table, often as `[storage.s3]`: |
@@ -67,6 +68,7 @@ mod storage;
 mod tests;
 pub mod url;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -132,6 +134,8 @@ pub struct Settings {
     pub on_failure: Option<String>,
     /// Runs at the same time.
     pub max_parallel: u32,
+    /// Where Prometheus may ask; `Some(None)` = nowhere, `None` = the file does not say.
+    pub metrics_listen: Option<Option<SocketAddr>>,
     /// The backups, in the order of the file; at least one.
     pub backups: Vec<Backup>,
     /// The health checks.

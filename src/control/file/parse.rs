@@ -1,6 +1,7 @@
 //! The file as a whole and its single sections, in the order of the module's table.
 
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 
 use toml::de::DeTable;
@@ -10,14 +11,16 @@ use super::check::checks;
 use super::reader::{At, Problem, Report, Section};
 use super::storage::storage;
 use super::{FILE_MAX, STATE_DIR, Settings};
+use crate::config::parse_listen;
 use crate::control::schedule::Window;
 use crate::model::Maintenance;
 
 /// Keys that people put into the wrong table, and where they belong.
-pub(super) const ELSEWHERE: [(&str, &str); 13] = [
+pub(super) const ELSEWHERE: [(&str, &str); 14] = [
     ("state_dir", "at the top, before the first [table]"),
     ("on_failure", "at the top, before the first [table]"),
     ("max_parallel", "at the top, before the first [table]"),
+    ("metrics_listen", "at the top, before the first [table]"),
     ("directory", "under [storage]"),
     ("s3", "under [storage], or as [storage.s3]"),
     ("bucket", "under [storage.s3]"),
@@ -85,6 +88,7 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
     };
     let on_failure = section.string("on_failure", "a shell command").map(|at| at.value);
     let max_parallel = section.number("max_parallel", 1..=32).map_or(1, |at| at.value);
+    let metrics_listen = metrics_listen(&section);
     let storage = storage(&section);
     let directory = storage.as_ref().and_then(|at| {
         at.value.directory().map(|path| At { value: path.to_owned(), span: at.span.clone() })
@@ -104,10 +108,20 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
         maintenance,
         on_failure,
         max_parallel,
+        metrics_listen,
         backups,
         checks,
         warnings: Vec::new(),
     })
+}
+
+fn metrics_listen(top: &Section<'_, '_>) -> Option<Option<SocketAddr>> {
+    let at = top.string("metrics_listen", "ADDRESS:PORT such as \"127.0.0.1:9090\", or \"off\"")?;
+    parse_listen(&at.value)
+        .map_err(|form| {
+            top.report().problem(&at.span, format_args!("`metrics_listen` must be {form}"));
+        })
+        .ok()
 }
 
 fn master_key(top: &Section<'_, '_>, state_dir: Option<&At<PathBuf>>) -> Option<At<PathBuf>> {

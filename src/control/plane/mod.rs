@@ -247,6 +247,9 @@ impl Plane {
         if old.master_key != settings.master_key {
             return Err(NeedsRestart("[keys] master"));
         }
+        if old.metrics_listen != settings.metrics_listen {
+            return Err(NeedsRestart("metrics_listen"));
+        }
         let told = old.agent_config(0) != settings.agent_config(0);
         if told {
             board.config_version = now_ms.max(board.config_version + 1);

@@ -17,6 +17,7 @@ use crate::config::{HostPolicy, PipelineLimits};
 use crate::dispatch::{CONFIG_KEY, Dispatch, Parts, Queries};
 use crate::link::{self, Slots};
 use crate::model::{AgentConfig, Connection, Engine, Job, Maintenance, Target, Trust, UploadCreds};
+use crate::observe::metrics::{Build, Metrics};
 use crate::observe::tap::Line;
 use crate::outbox::{self, Message, Outbox, OutboxLimits};
 use crate::pipeline::upload::{Timing, Tries};
@@ -174,6 +175,7 @@ impl Rig {
             stop_grace: self.grace,
             log_level: log::LevelFilter::Info,
             log_lines,
+            metrics: Metrics::new(Build { version: "0", commit: "0" }, None),
         })
         .unwrap();
         let crash = Arc::new(AtomicBool::new(false));

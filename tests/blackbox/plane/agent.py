@@ -18,6 +18,8 @@ _CLEARED = ("SSL_CERT", "AWS_", "BACKUP", "PG", "HTTP", "http", "NO_PROXY", "no_
 def clean_environment(**extra):
     """The environment of this process without anything that changes an agent, plus `extra`."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
+    # Nobody else's port; a test that wants it says where.
+    env["BACKUPY_METRICS_LISTEN_ADDR"] = ""
     env.update({k: str(v) for k, v in extra.items() if v is not None})
     return env
 

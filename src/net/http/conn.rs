@@ -5,10 +5,10 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use super::super::{Waited, wait_readable, wait_writable};
 use super::Limits;
 use super::head::{self, Request, Status};
 use crate::clock::Deadline;
-use crate::net::{Waited, wait_readable, wait_writable};
 use crate::thread::Cancel;
 
 /// Why a request got no further.
@@ -46,6 +46,8 @@ pub struct Conn {
     stream: TcpStream,
     stop: Cancel,
     limits: Limits,
+    /// When it is cut, whatever it is doing.
+    end: Deadline,
     /// Bytes that came behind the head.
     ahead: Vec<u8>,
     /// Whether the peer waits for `100 Continue` before it sends the body.
@@ -58,7 +60,8 @@ impl Conn {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         let limits = limits.clone();
-        Ok(Self { stream, stop, limits, ahead: Vec::new(), expects: false, answered: false })
+        let end = Deadline::after(limits.connection_timeout);
+        Ok(Self { stream, stop, limits, end, ahead: Vec::new(), expects: false, answered: false })
     }
 
     /// The token that ends this connection.
@@ -113,9 +116,21 @@ impl Conn {
     /// # Errors
     /// When the peer does not take it.
     pub fn respond(&mut self, status: Status, text: &str) -> Result<(), HttpError> {
-        let body = format!("{text}\n");
+        self.respond_as(status, "text/plain; charset=utf-8", &format!("{text}\n"))
+    }
+
+    /// Answers with a whole body of this media type.
+    ///
+    /// # Errors
+    /// When the peer does not take it.
+    pub fn respond_as(
+        &mut self,
+        status: Status,
+        media_type: &str,
+        body: &str,
+    ) -> Result<(), HttpError> {
         let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+            "HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {}\r\n\
              Cache-Control: no-store\r\nConnection: close\r\n\r\n",
             body.len()
         );
@@ -188,6 +203,7 @@ impl Conn {
 
     /// Reads what there is; 0 at the end of the stream.
     fn read_some(&mut self, buffer: &mut [u8], deadline: Deadline) -> Result<usize, HttpError> {
+        let deadline = deadline.min(self.end);
         loop {
             if deadline.passed() {
                 return Err(HttpError::Stalled);
@@ -207,12 +223,15 @@ impl Conn {
     }
 
     fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), HttpError> {
-        let mut deadline = Deadline::after(self.limits.stall_timeout);
+        let mut deadline = Deadline::after(self.limits.stall_timeout).min(self.end);
         while !bytes.is_empty() {
+            if self.end.passed() {
+                return Err(HttpError::Stalled);
+            }
             match self.stream.write(bytes) {
                 Ok(n) => {
                     bytes = &bytes[n..];
-                    deadline = Deadline::after(self.limits.stall_timeout);
+                    deadline = Deadline::after(self.limits.stall_timeout).min(self.end);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

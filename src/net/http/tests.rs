@@ -37,6 +37,7 @@ fn server(limits: Limits) -> Server {
                 conn.respond(Status::CREATED, &format!("{n} {sum}"))
             }
             (Method::Get, "/big") => conn.respond_with(1 << 20, &mut std::io::repeat(b'x')),
+            (Method::Get, "/huge") => conn.respond_with(1 << 30, &mut std::io::repeat(b'x')),
             (Method::Get, "/short") => conn.respond_with(100, &mut &b"only this"[..]),
             (Method::Get, "/refuse") => Err(HttpError::Bad(Status::FORBIDDEN, "no")),
             _ => conn.respond(Status::OK, &request.path),
@@ -158,6 +159,21 @@ fn one_connection_too_many_is_told_so() {
     let server = server(patient);
     let _held: Vec<_> = (0..2).map(|_| TcpStream::connect(server.addr()).unwrap()).collect();
     refused(&ask(&server, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), 503);
+}
+
+#[test]
+fn a_connection_that_creeps_is_cut() {
+    let stall_timeout = Duration::from_secs(600);
+    let connection_timeout = Duration::from_millis(300);
+    let hasty = Limits { stall_timeout, connection_timeout, connections: 1, ..limits() };
+    let server = server(hasty);
+    let mut held = TcpStream::connect(server.addr()).unwrap();
+    held.write_all(b"GET /huge HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    held.read_exact(&mut [0u8; 1]).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !ask(&server, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 200 ") {
+        assert!(std::time::Instant::now() < deadline, "its place never came free");
+    }
 }
 
 #[test]

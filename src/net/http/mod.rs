@@ -1,7 +1,7 @@
 //! A small, strict, blocking HTTP/1.1 server: one thread per connection, one request per connection.
 //!
 //! It owns the listener, the connection threads and the limits (size and number of headers, time for head
-//! and body, number of connections); it never looks at a path: that is `server`'s. Every answer closes
+//! and body, number of connections); it never looks at a path: that is the handler's. Every answer closes
 //! its connection, so there is no pipelining and no left-over state to confuse two requests.
 //!
 //! Nothing here polls: a thread sleeps in `poll(2)` on its socket and on the stop token.
@@ -18,8 +18,8 @@ use std::time::Duration;
 pub use conn::{Body, Conn, HttpError};
 pub use head::{Method, Request, Status};
 
+use super::{Waited, wait_readable};
 use crate::clock::Deadline;
-use crate::net::{Waited, wait_readable};
 use crate::thread::{Cancel, Why, spawn, spawn_vital};
 
 /// What a server puts up with.
@@ -33,6 +33,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// A body that brings no byte for so long is given up; so is a peer that takes none.
     pub stall_timeout: Duration,
+    /// A connection with its answer may take so long, however steadily it creeps.
+    pub connection_timeout: Duration,
     /// Connections at once; one more is answered 503.
     pub connections: usize,
 }
@@ -44,6 +46,7 @@ impl Default for Limits {
             headers: 64,
             head_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
+            connection_timeout: Duration::MAX,
             connections: 64,
         }
     }
@@ -72,12 +75,27 @@ impl Server {
             Some(listener) => listener,
             None => TcpListener::bind(("127.0.0.1", 0))?,
         };
+        Self::on(listener, ["http-accept", "http-conn"], limits, handler)
+    }
+
+    /// Answers on this listener with `handler`; `names` are those of the accepting thread and of the connections'.
+    ///
+    /// # Errors
+    /// When there is no descriptor or thread left.
+    pub fn on(
+        listener: TcpListener,
+        names: [&'static str; 2],
+        limits: Limits,
+        handler: Handler,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let stop = Cancel::new()?;
+        let [name, conn_name] = names;
         let (open, full) = (Vec::new(), false);
-        let acceptor = Acceptor { listener, limits, handler, stop: stop.clone(), open, full };
-        let accept = spawn_vital("http-accept", move || acceptor.run())?;
+        let acceptor =
+            Acceptor { listener, conn_name, limits, handler, stop: stop.clone(), open, full };
+        let accept = spawn_vital(name, move || acceptor.run())?;
         Ok(Self { addr, stop, accept: Some(accept) })
     }
 
@@ -105,6 +123,7 @@ impl Drop for Server {
 
 struct Acceptor {
     listener: TcpListener,
+    conn_name: &'static str,
     limits: Limits,
     handler: Handler,
     stop: Cancel,
@@ -163,7 +182,7 @@ impl Acceptor {
         }
         self.full = false;
         let handler = self.handler.clone();
-        match spawn("http-conn", move || serve(conn, &handler)) {
+        match spawn(self.conn_name, move || serve(conn, &handler)) {
             Ok(thread) => self.open.push(thread),
             Err(error) => log::error!("failed to start a connection's thread: {error}"),
         }
