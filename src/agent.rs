@@ -2,9 +2,13 @@
 //!
 //! ```text
 //! caller's thread: link::run (reconnect loop) ── link-read, link-write, link-beat
-//! dispatch ── run-N …, checks ── probe-N …          status ── status-conn …, metrics ── metrics-conn …
+//! dispatch ── run-N …, checks ── probe-N …, discover
+//! status ── status-conn …, metrics ── metrics-conn …
 //! ```
 //! A stop goes one way: `stop` → dispatch lets runs end → the link flushes the outbox → the store closes.
+
+pub mod discover;
+mod vitals;
 
 use std::fmt;
 use std::io;
@@ -17,18 +21,21 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use serde_json::{Value, json};
 
-use crate::clock::unix_ms;
-use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings};
+use crate::clock::{is_unset, unix_ms};
+use crate::config::{HostPolicy, PipelineLimits, ProxySettings, TlsSettings, UpdateSettings};
 use crate::dispatch::{self, Dispatch, DispatchError, Queries, Shared};
 use crate::drivers;
 use crate::host::checks::Means;
+use crate::host::discovery::{Discovery, Finder};
 use crate::host::metrics::Sampler;
+use crate::host::update::{self, Order, Origin, Restart, Updater};
 use crate::link::{self, LinkConfig, LinkStatus, Slots, Timing, Transport};
 use crate::net::http::Server;
 use crate::observe::dump::dump;
 use crate::observe::health::liveness;
 use crate::observe::metrics::{Build, Connection, Intervals, Metrics, Moment, endpoint};
 use crate::observe::socket::{Handler, Reply, StatusSocket};
+use crate::observe::supervisor::{Supervisor, Vitals};
 use crate::observe::tap::Line;
 use crate::outbox::{Outbox, OutboxError, OutboxLimits, SeqCounter};
 use crate::pipeline::{self, Uploader, UrlPolicy};
@@ -39,8 +46,13 @@ use crate::store::{Space, Store, StoreError, StoreKeys};
 use crate::thread::{self, Cancel, Why};
 use crate::wire;
 
-/// Version of this binary.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub use vitals::Vital;
+
+/// Version of this binary; a build may name another one than the package has.
+pub const VERSION: &str = match option_env!("BACKUPY_BUILD_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 /// Commit it was built from, if the build said so.
 pub const COMMIT: Option<&str> = option_env!("BACKUPY_BUILD_COMMIT");
 
@@ -84,6 +96,16 @@ pub struct AgentOptions {
     /// Requests on the status socket that are not the agent's own; `up` adds some. Gets the agent's own
     /// status, so that it can be part of the answer.
     pub extra: Option<ExtraHandler>,
+    /// The service manager that wants to hear of us.
+    pub supervisor: Supervisor,
+    /// What else must be alive; `up` has a control plane.
+    pub vital: Option<Vital>,
+    /// Whose signature an update needs.
+    pub updates: UpdateSettings,
+    /// Where this process came from.
+    pub origin: Origin,
+    /// Set when the installed binary is to be executed in the end.
+    pub restart: Restart,
 }
 
 /// Answers a request on the status socket; `Ok(false)` when the request is not one of its own.
@@ -126,7 +148,11 @@ pub struct Agent {
     status: LinkStatus,
     store: Store,
     dispatch: JoinHandle<()>,
+    discovery: Discovery,
     link_stop: Cancel,
+    supervisor: Supervisor,
+    vitals: Vitals,
+    stop: Cancel,
     /// Kept until the link has ended: without a receiver, a command that arrives during the last flush would
     /// end the session, and with it the flush.
     _events: Receiver<link::Event>,
@@ -142,8 +168,27 @@ impl Agent {
     /// See [`AgentError`]; nothing keeps running then.
     pub fn start(options: AgentOptions, stop: Cancel) -> Result<Self, AgentError> {
         let state_dir = options.state_dir.clone();
+        if is_unset(unix_ms()) {
+            log::warn!(
+                "the clock of this host is not set: certificates and upload URLs are good for nothing until it is"
+            );
+        }
         let keys = StoreKeys { current: options.agent_key.clone(), previous: options.previous_key };
-        let store = Store::open(&state_dir, &Space::AGENT, &keys).map_err(AgentError::Store)?;
+        let updater = Updater::open(
+            &state_dir,
+            update::Means {
+                version: VERSION,
+                settings: options.updates,
+                origin: options.origin,
+                tls: options.tls.clone(),
+                proxy: options.proxy.clone(),
+                trust: options.policy.trust,
+            },
+        );
+        let updater = Arc::new(updater);
+        let store = Store::open_as(&state_dir, &Space::AGENT, &keys, updater.migrations())
+            .map_err(AgentError::Store)?;
+        updater.tidy();
         drivers::sweep(&pipeline::work_dir(&state_dir));
         pipeline::sweep(&state_dir);
         let outbox =
@@ -163,12 +208,17 @@ impl Agent {
         if hooks::allowed(&options.policy) {
             capabilities.push("hooks".to_owned());
         }
+        if updater.is_able() {
+            capabilities.push("self_update".to_owned());
+        }
         let workshop = Workshop {
             policy: options.policy,
             limits: options.limits,
             state_dir: state_dir.clone(),
             uploader,
         };
+        let finder = Finder::new(discover::settings(&policy, &state_dir));
+        let asked_to_stop = stop.clone();
         let build = Build { version: VERSION, commit: COMMIT.unwrap_or("unknown") };
         let metrics = Metrics::new(build, options.intervals);
         let (link_events, received) = bounded(LINK_EVENTS);
@@ -181,20 +231,41 @@ impl Agent {
             checks,
             state_dir: state_dir.clone(),
             link_events: received,
-            stop,
+            stop: stop.clone(),
             stop_grace: options.stop_grace,
             log_level: options.log_level,
             log_lines: options.log_lines,
+            updater,
+            restart: options.restart.clone(),
             metrics: metrics.clone(),
         })
         .map_err(AgentError::Dispatch)?;
         let status = LinkStatus::new();
+        let own_plane = matches!(options.transport, Transport::Loopback(_));
+        let vitals = vitals::Organs {
+            queries: queries.clone(),
+            link: status.clone(),
+            shared: shared.clone(),
+            store: store.clone(),
+            own_plane,
+            extra: options.vital,
+            stop_grace: options.stop_grace,
+            restart: options.restart,
+        }
+        .vitals();
+        let found = discover::Found::new(finder.clone(), shared.clone(), asked_to_stop);
         let served = options.metrics_listen.and_then(|addr| {
-            let moment = moment(status.clone(), shared.clone(), outbox.clone());
+            let moment = moment(status.clone(), shared.clone(), outbox.clone(), found.clone());
             serve_metrics(addr, metrics, moment, queries.clone())
         });
-        let handler =
-            handler(queries, status.clone(), store.clone(), state_dir.clone(), options.extra);
+        let asked = Asked {
+            queries,
+            link: status.clone(),
+            store: store.clone(),
+            state_dir: state_dir.clone(),
+            found,
+        };
+        let handler = handler(asked, options.extra);
         let socket = StatusSocket::start(&state_dir, handler)
             .map_err(|error| AgentError::Io("open the status socket", error))?;
         let link_stop =
@@ -208,6 +279,8 @@ impl Agent {
             let _ = done.send(());
         })
         .map_err(|error| AgentError::Io("start the dispatch thread", error))?;
+        let discovery = Discovery::start(&finder, discover::reporter(slots.clone()))
+            .map_err(|error| AgentError::Io("start the discovery thread", error))?;
         let link = LinkConfig {
             transport: options.transport,
             agent_key: options.agent_key,
@@ -227,7 +300,11 @@ impl Agent {
             status,
             store,
             dispatch: thread,
+            discovery,
             link_stop,
+            supervisor: options.supervisor,
+            vitals,
+            stop,
             _events: events,
             _socket: socket,
             _metrics: served,
@@ -237,6 +314,14 @@ impl Agent {
 
     /// Keeps the connection until the stop token given at the start is cancelled, then leaves in order.
     pub fn run(self) {
+        let over = self.link_stop.clone();
+        let supervise = match self.supervisor.watch(self.vitals, self.stop, over) {
+            Ok(thread) => thread,
+            Err(error) => {
+                log::error!("failed to start the thread for the service manager: {error}");
+                None
+            }
+        };
         link::run(
             self.link,
             self.outbox,
@@ -246,10 +331,14 @@ impl Agent {
             self.status,
             self.link_stop,
         );
+        drop(self.discovery);
         // The link ends only after dispatch has told it to.
         if self.done.recv_timeout(Duration::from_secs(1)).is_ok() {
             if self.dispatch.join().is_err() {
                 log::error!("the dispatch thread panicked");
+            }
+            if supervise.is_some_and(|thread| thread.join().is_err()) {
+                log::error!("the thread for the service manager panicked");
             }
         } else {
             log::error!("dispatch did not end; leaving without it");
@@ -276,7 +365,10 @@ fn register(
         // Docker may come and go while the agent runs.
         let docker_version = drivers::docker_version(&policy);
         let mut capabilities = capabilities.clone();
-        capabilities.extend(docker_version.as_ref().map(|_| "docker_exec".to_owned()));
+        if docker_version.is_some() {
+            capabilities.push("docker_exec".to_owned());
+            capabilities.extend(policy.discover.then(|| "docker_discovery".to_owned()));
+        }
         wire::Register {
             agent_version: VERSION.to_owned(),
             hostname: crate::host::metrics::hostname(),
@@ -318,6 +410,7 @@ fn moment(
     link: LinkStatus,
     shared: Shared,
     outbox: Outbox,
+    found: discover::Found,
 ) -> impl Fn() -> Moment + Send + Sync + 'static {
     move || {
         let link = link.snapshot();
@@ -333,6 +426,7 @@ fn moment(
             pending: outbox.depth() as u64,
             dropped: [("log", dropped.logs), ("health", dropped.health), ("ack", dropped.acks)],
             config_version: shared.config_version(),
+            unprotected: found.unprotected(),
         }
     }
 }
@@ -361,15 +455,19 @@ fn serve_metrics(
     }
 }
 
-/// The agent's own requests: `status`, `health`, `dump-state`; everything else goes to `extra`.
-fn handler(
+/// Who answers what is asked on the status socket.
+struct Asked {
     queries: Queries,
     link: LinkStatus,
     store: Store,
     state_dir: PathBuf,
-    extra: Option<ExtraHandler>,
-) -> Handler {
+    found: discover::Found,
+}
+
+/// The agent's own requests: `status`, `discover`, `dump-state`; everything else goes to `extra`.
+fn handler(asked: Asked, extra: Option<ExtraHandler>) -> Handler {
     let started = Instant::now();
+    let Asked { queries, link, store, state_dir, found } = asked;
     Arc::new(move |request, reply| {
         let status = || {
             let without_session = link.without_session(Instant::now());
@@ -385,8 +483,10 @@ fn handler(
                 "session_lost": without_session.is_some_and(|time| time >= SESSION_PATIENCE),
                 "key_refused": link.key_refused,
                 "last_link_error": link.last_error,
+                "clock_unset": is_unset(unix_ms()),
                 "sessions": link.sessions,
                 "dispatch": queries.snapshot(PROBE_TIMEOUT),
+                "discovery": found.status(),
             })
         };
         if let Some(extra) = &extra
@@ -396,6 +496,8 @@ fn handler(
         }
         match request.get("cmd").and_then(Value::as_str) {
             Some("status") => reply(&status()),
+            Some("discover") => reply(&found.look()),
+            Some("self-update") => reply(&ordered(&queries, request)),
             Some("dump-state") => {
                 let secrets = request.get("allow_secrets").and_then(Value::as_bool);
                 dump(&store, secrets.unwrap_or(false), reply)
@@ -403,4 +505,20 @@ fn handler(
             command => reply(&json!({"error": format!("unknown request {command:?}")})),
         }
     })
+}
+
+/// An order to update from somebody at the host, whose version is in its slot already.
+fn ordered(queries: &Queries, request: &Value) -> Value {
+    let text = |name: &str| request.get(name).and_then(Value::as_str).unwrap_or_default();
+    let force = request.get("force").and_then(Value::as_bool).unwrap_or(false);
+    let signature = text("signature").as_bytes();
+    let refused = match Order::read(text("version"), None, text("sha256"), signature, force) {
+        Ok(order) => queries.order(order, PROBE_TIMEOUT),
+        Err(reason) => Some(Err(reason)),
+    };
+    match refused {
+        Some(Ok(())) => json!({"done": true}),
+        Some(Err(reason)) => json!({"error": reason}),
+        None => json!({"error": "the dispatch thread does not answer"}),
+    }
 }

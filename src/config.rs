@@ -6,6 +6,7 @@
 
 mod parse;
 mod reader;
+mod update;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use crate::secret::Secret;
 
 pub use parse::{parse_listen, parse_rate, parse_size};
 use reader::Reader;
+pub use update::{UpdateKey, UpdateSettings};
 
 /// Where state lives unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/backupy";
@@ -61,6 +63,8 @@ pub struct Config {
     pub limits: PipelineLimits,
     /// How long running backups may go on after the first signal.
     pub stop_grace: Duration,
+    /// Updates of the program itself.
+    pub update: UpdateSettings,
     /// Where Prometheus may ask; `None` = nowhere (`BACKUPY_METRICS_LISTEN_ADDR`).
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -108,6 +112,10 @@ pub struct HostPolicy {
     pub docker_socket: PathBuf,
     /// Directory with MongoDB's tools, before PATH (`BACKUPY_MONGO_BIN_DIR`).
     pub mongo_bin_dir: Option<PathBuf>,
+    /// Whether databases on this host are looked for (`BACKUPY_DISABLE_DISCOVERY` = no).
+    pub discover: bool,
+    /// Where SQLite files may be (`BACKUPY_DISCOVER_PATHS`, colon-separated).
+    pub discover_paths: Vec<PathBuf>,
 }
 
 impl HostPolicy {
@@ -124,6 +132,8 @@ impl HostPolicy {
             mysql_bin_dir: None,
             mongo_bin_dir: None,
             docker_socket: PathBuf::from(DEFAULT_DOCKER_SOCKET),
+            discover: true,
+            discover_paths: Vec::new(),
         }
     }
 }
@@ -272,6 +282,7 @@ impl Config {
             policy: host.policy,
             limits: host.limits,
             stop_grace: host.stop_grace,
+            update: host.update,
             metrics_listen: host.metrics_listen,
         })
     }
@@ -302,6 +313,8 @@ pub struct HostConfig {
     pub limits: PipelineLimits,
     /// How long running backups may go on after the first signal.
     pub stop_grace: Duration,
+    /// Updates of the program itself.
+    pub update: UpdateSettings,
     /// Where Prometheus may ask; `None` = nowhere (`BACKUPY_METRICS_LISTEN_ADDR`).
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -340,6 +353,8 @@ impl HostConfig {
                     .path("BACKUPY_DOCKER_SOCKET", None)
                     .unwrap_or_else(|| PathBuf::from(DEFAULT_DOCKER_SOCKET)),
                 mongo_bin_dir: reader.path("BACKUPY_MONGO_BIN_DIR", None),
+                discover: !reader.flag("BACKUPY_DISABLE_DISCOVERY"),
+                discover_paths: reader.paths("BACKUPY_DISCOVER_PATHS"),
             },
             limits: PipelineLimits {
                 memory_bytes: reader.memory_bytes(defaults.memory_bytes),
@@ -358,6 +373,7 @@ impl HostConfig {
                 upload_bytes_per_sec: reader.rate("BACKUPY_UPLOAD_LIMIT"),
             },
             stop_grace: reader.duration("BACKUPY_STOP_GRACE").unwrap_or(Duration::from_secs(8)),
+            update: UpdateSettings::read(reader),
             metrics_listen: reader.metrics_listen(),
         }
     }
@@ -402,6 +418,23 @@ mod tests {
         ])
         .unwrap_err();
         assert_eq!(error.problems().len(), 3, "{error}");
+    }
+
+    #[test]
+    fn where_databases_are_looked_for() {
+        let key = ("BACKUPY_AGENT_KEY", KEY);
+        let with = |more: &[(&'static str, &'static str)]| {
+            load(&[&[("BACKUPY_SERVER_URL", "https://x"), key], more].concat())
+        };
+        let policy = with(&[]).unwrap().policy;
+        assert!(policy.discover && policy.discover_paths.is_empty());
+        let more =
+            [("BACKUPY_DISABLE_DISCOVERY", "true"), ("BACKUPY_DISCOVER_PATHS", "/srv: /a b:")];
+        let policy = with(&more).unwrap().policy;
+        assert!(!policy.discover);
+        assert_eq!(policy.discover_paths, [PathBuf::from("/srv"), PathBuf::from("/a b")]);
+        let error = with(&[("BACKUPY_DISCOVER_PATHS", "/srv:app")]).unwrap_err();
+        assert!(error.to_string().contains("\"app\""), "{error}");
     }
 
     #[test]

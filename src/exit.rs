@@ -19,6 +19,10 @@ pub enum Exit {
     NotRunning,
     /// 70: a defect: a thread of the agent died. The supervisor should restart it.
     Internal,
+    /// 86: a new version was confirmed and asks the process that watches it to become it. Not seen outside.
+    HandedOver,
+    /// What another version of this program ended with, while this process watched it.
+    Of(u8),
     /// 130: a second signal ended the process without a clean stop.
     Forced,
 }
@@ -34,6 +38,8 @@ impl Exit {
             Exit::Busy => 4,
             Exit::NotRunning => 5,
             Exit::Internal => 70,
+            Exit::HandedOver => 86,
+            Exit::Of(code) => code,
             Exit::Forced => 130,
         }
     }

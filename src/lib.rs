@@ -23,10 +23,14 @@
 //! | `run-N` | one attempt, with scoped stage threads | pipes, HTTP, bounded channels | its cancel token |
 //! | `checks` | when each health check is due; only while there are any | `select!` | orders, ends of probes, timer, stop |
 //! | `probe-N` | one probe, 32 at most | look-up, `poll(2)` | the check's deadline, its cancel token |
+//! | `discover` | which databases there are on this host | `poll(2)` on Docker's events, pauses | events, the hour, stop |
 //! | `give-up` | one upload in parts that nobody completes | HTTP | its cancel token |
+//! | `update` | a new version of this program, until it is in its slot or refused | HTTP, its answer | its cancel token |
 //! | `status` | the status socket; a thread for each connection | `poll(2)` | a client, stop |
+//! | `supervise` | what the service manager hears; only where one listens | `select!` | changes, the watchdog's half interval, stop |
 //! | `metrics` | the port of the metrics; a thread for each connection | `poll(2)` | a client, stop |
 //! | `signals` | SIGTERM, SIGINT, SIGHUP | signal-hook | the system |
+//! | `launcher` | the signals of a process that is no agent: it watches a version on trial | signal-hook | the system |
 //!
 //! Whoever spawns joins. A panicking run fails its run; any other vital thread that panics ends the
 //! process with code 70, because everything that counts is on disk and a supervisor starts it again.
@@ -36,7 +40,7 @@
 //!
 //! `main, cli → agent, control → dispatch → link, observe → outbox → wire → runs, host → pipeline →
 //! drivers → artifact → store, docker → net → config, signals → model, thread → secret, redact, calendar,
-//! clock, wake, exit`
+//! clock, pulse, wake, exit`
 //!
 //! `wire` is used by outbox, link, dispatch, agent and control only: its plain values stand for the
 //! generated types, which never leave it.
@@ -61,6 +65,7 @@ pub mod net;
 pub mod observe;
 pub mod outbox;
 pub mod pipeline;
+pub mod pulse;
 pub mod redact;
 pub mod runs;
 pub mod secret;

@@ -3,7 +3,7 @@
 use std::io;
 use std::process;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 use signal_hook::flag;
@@ -21,6 +21,17 @@ pub fn end_with_reader() {
     }
 }
 
+/// Whether a signal asked this process to stop: the token may have been cancelled for another reason.
+#[derive(Debug, Clone, Default)]
+pub struct Asked(Arc<AtomicBool>);
+
+impl Asked {
+    /// Whether one did.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
 /// Called on the signal thread at every SIGHUP.
 pub type OnHangUp = Box<dyn Fn() + Send>;
 
@@ -30,15 +41,25 @@ pub type OnHangUp = Box<dyn Fn() + Send>;
 /// # Errors
 /// When the handlers or the thread cannot be set up.
 pub fn listen(on_hang_up: Option<OnHangUp>) -> io::Result<Cancel> {
+    listen_and_tell(on_hang_up).map(|(stop, _)| stop)
+}
+
+/// As [`listen`], for whoever cancels the token too and wants to know afterwards whether a signal came.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_and_tell(on_hang_up: Option<OnHangUp>) -> io::Result<(Cancel, Asked)> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let stop = Cancel::new()?;
-    let token = stop.clone();
+    let asked = Asked::default();
+    let (token, told) = (stop.clone(), asked.clone());
     thread::spawn_vital("signals", move || {
         for signal in signals.forever() {
             match (signal, &on_hang_up) {
                 (SIGHUP, Some(reload)) => reload(),
                 (SIGHUP, None) => log::info!("SIGHUP: nothing to read again"),
-                _ if token.cancel(Why::Shutdown) => {
+                _ if !told.0.swap(true, Ordering::SeqCst) => {
+                    token.cancel(Why::Shutdown);
                     log::info!("stopping; a second signal ends the process at once");
                 }
                 _ => {
@@ -48,5 +69,5 @@ pub fn listen(on_hang_up: Option<OnHangUp>) -> io::Result<Cancel> {
             }
         }
     })?;
-    Ok(stop)
+    Ok((stop, asked))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules from the bottom to the top; one uses only what stands in an earlier row.
 const LAYERS: &[&[&str]] = &[
-    &["hex", "exit", "clock", "wake", "secret", "redact", "calendar"],
+    &["hex", "exit", "clock", "pulse", "wake", "secret", "redact", "calendar"],
     &["model", "thread"],
     &["config", "signals"],
     &["net"],

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
@@ -15,7 +15,7 @@ use crate::exit::Exit;
 
 /// Back a database up now and follow it. Needs a running `backupy up`. Exit code 0 only if the backup is
 /// stored and verified.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "backup")]
 pub struct BackupArgs {
     /// the backup's name in the file of `up`

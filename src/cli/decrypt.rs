@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use zeroize::Zeroizing;
 
@@ -29,7 +29,7 @@ const REDRAW: Duration = Duration::from_millis(250);
 ///
 /// The frames, the end marker, the compressed stream and (with a token that has it) the SHA-256 of the
 /// whole artifact are verified. Without a token or key the artifact must have been stored unencrypted.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "decrypt")]
 pub struct DecryptArgs {
     /// file with the decryption token (`-` = standard input)

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::stopped::{keys, open_store};
@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Print what the agent's store holds, one JSON object a line. A running agent is asked; the store of a
 /// stopped one is opened, for which its key is needed (BACKUPY_AGENT_KEY or BACKUPY_AGENT_KEY_FILE).
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "dump-state")]
 pub struct DumpStateArgs {
     /// directory for state (BACKUPY_STATE_DIR)
@@ -33,7 +33,7 @@ pub struct DumpStateArgs {
 }
 
 /// Move a store that cannot be opened aside, so that the agent can start with an empty one. Deletes nothing.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "reset")]
 pub struct ResetArgs {
     /// directory for state (BACKUPY_STATE_DIR)

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use zeroize::Zeroizing;
 
 use super::client::{Client, ClientError};
@@ -21,14 +21,14 @@ use crate::exit::Exit;
 const EXPORT_MAX: u64 = 64 << 10;
 
 /// The master key: without it no backup can be restored. Keep a copy outside this machine.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "key")]
 pub struct KeyArgs {
     #[argh(subcommand)]
     what: What,
 }
 
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand)]
 enum What {
     Export(ExportArgs),
@@ -37,7 +37,7 @@ enum What {
 }
 
 /// Write the master key out, to be kept outside this machine.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "export")]
 pub struct ExportArgs {
     /// the file to write, mode 0600; it must not exist (default: standard output)
@@ -56,7 +56,7 @@ pub struct ExportArgs {
 
 /// Put an exported master key into its place, on a new machine or to bring back lost older keys. Never
 /// drops a key that is there. `up` must not be running.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "import")]
 pub struct ImportArgs {
     /// the exported key (default: standard input)
@@ -72,7 +72,7 @@ pub struct ImportArgs {
 
 /// Make a new master key for the backups from now on. The old ones stay in the file: what was backed up
 /// under them still needs them. Export again afterwards.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "rotate")]
 pub struct RotateArgs {
     /// the file of `up` (default: /etc/backupy/backupy.toml, if there is one)

@@ -10,9 +10,14 @@ pub mod backup;
 #[cfg(feature = "control")]
 pub mod client;
 pub mod decrypt;
+pub mod discover;
 pub mod dump_state;
 #[cfg(feature = "control")]
 pub mod key;
+mod launch;
+#[cfg(feature = "control")]
+pub mod notify_test;
+pub mod paste;
 #[cfg(feature = "control")]
 pub mod place;
 #[cfg(feature = "control")]
@@ -22,6 +27,7 @@ pub mod run;
 pub mod runs;
 #[cfg(feature = "control")]
 mod scratch;
+pub mod self_update;
 #[cfg(feature = "control")]
 pub mod show;
 pub mod status;
@@ -32,7 +38,7 @@ pub mod up;
 pub mod verify;
 pub mod version;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use crate::exit::Exit;
 use crate::signals;
@@ -40,13 +46,13 @@ use crate::signals;
 /// Backups that run by themselves: databases to encrypted artifacts, without cron.
 ///
 /// On a host with a control plane elsewhere: `backupy run`. On a host of its own: `backupy up`.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 pub struct TopLevel {
     #[argh(subcommand)]
     command: Command,
 }
 
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand)]
 enum Command {
     Run(run::RunArgs),
@@ -62,11 +68,15 @@ enum Command {
     Verify(verify::VerifyArgs),
     #[cfg(feature = "control")]
     Key(key::KeyArgs),
+    Discover(discover::DiscoverArgs),
+    #[cfg(feature = "control")]
+    NotifyTest(notify_test::NotifyTestArgs),
     Status(status::StatusArgs),
     HealthCheck(status::HealthCheckArgs),
     Decrypt(decrypt::DecryptArgs),
     DumpState(dump_state::DumpStateArgs),
     Reset(dump_state::ResetArgs),
+    SelfUpdate(self_update::SelfUpdateArgs),
     Version(version::VersionArgs),
 }
 
@@ -133,11 +143,15 @@ fn run(command: Command) -> Exit {
         Command::Verify(args) => verify::run(&args),
         #[cfg(feature = "control")]
         Command::Key(args) => key::run(&args),
+        Command::Discover(args) => discover::run(&args),
+        #[cfg(feature = "control")]
+        Command::NotifyTest(args) => notify_test::run(&args),
         Command::Status(args) => status::status(&args),
         Command::HealthCheck(args) => status::health_check(&args),
         Command::Decrypt(args) => decrypt::run(&args),
         Command::DumpState(args) => dump_state::dump_state(&args),
         Command::Reset(args) => dump_state::reset(&args),
+        Command::SelfUpdate(args) => self_update::run(&args),
         Command::Version(args) => version::version(&args),
     }
 }

@@ -182,8 +182,8 @@ impl Place {
     }
 }
 
-/// What a command reaches a storage elsewhere with.
-fn reach() -> Result<Reach, (String, Exit)> {
+/// What a command reaches a storage, or people, elsewhere with.
+pub(super) fn reach() -> Result<Reach, (String, Exit)> {
     let host = HostConfig::load(&process_env, &config::Flags::default(), Trust::Local)
         .map_err(|error| (error.to_string(), Exit::Usage))?;
     let cancel = Cancel::new().map_err(|error| (error.to_string(), Exit::Internal))?;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 
 use super::artifacts::{Artifacts, Failed, Meter, Where, describe, fail};
 use super::{complain, key, show};
@@ -17,7 +17,7 @@ use crate::secret::Secret;
 
 /// Bring a backup back: as a file, or loaded into a database. Needs the storage and the master key only;
 /// `up` need not run.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "restore")]
 pub struct RestoreArgs {
     /// a backup's name (its newest good run) or a run's id

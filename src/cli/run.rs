@@ -1,26 +1,28 @@
 //! `backupy run`: the agent for a control plane elsewhere.
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::Receiver;
 
 use crate::agent::{Agent, AgentError, AgentOptions};
-use crate::config::{Checks, Config, Flags, process_env};
+use crate::config::{Checks, Config, ConfigError, Flags, process_env};
 use crate::dispatch::DispatchError;
 use crate::exit::Exit;
+use crate::host::update::{Origin, Restart};
 use crate::link::{ServerUrl, Transport};
 use crate::net::root_store;
 use crate::observe::logging;
+use crate::observe::supervisor::{START_PATIENCE, Supervisor};
 use crate::observe::tap::{Line, tap};
 use crate::pipeline::UrlPolicy;
 use crate::signals;
 use crate::store::StoreError;
 
-use super::complain;
+use super::{complain, launch, state_dir};
 
 /// Run the agent: connect to a control plane, take its commands, back up.
 ///
 /// The agent's key comes from BACKUPY_AGENT_KEY or a file, never from the command line.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "run")]
 pub struct RunArgs {
     /// URL of the control plane (BACKUPY_SERVER_URL)
@@ -51,6 +53,10 @@ pub struct RunArgs {
 
 /// Runs the agent until a signal ends it.
 pub fn run(args: RunArgs) -> Exit {
+    let origin = match launch::start(&state_dir(args.state_dir.as_deref())) {
+        Ok(origin) => origin,
+        Err(code) => return code,
+    };
     let flags = Flags {
         server_url: args.server_url,
         agent_key_file: args.agent_key_file,
@@ -61,13 +67,7 @@ pub fn run(args: RunArgs) -> Exit {
         server_pin: args.server_pin,
         secrets_dir: args.secrets_dir,
     };
-    let checks = Checks {
-        server_url: &|url, insecure| {
-            ServerUrl::parse(url, insecure).map(drop).map_err(|error| error.to_string())
-        },
-        ca_file: &|path| root_store(Some(path)).map(drop).map_err(|error| error.to_string()),
-    };
-    let config = match Config::load(&process_env, &flags, &checks) {
+    let config = match load(&flags) {
         Ok(config) => config,
         Err(error) => {
             complain(error);
@@ -83,18 +83,24 @@ pub fn run(args: RunArgs) -> Exit {
     };
     let (tap, log_lines) = tap();
     logging::init(config.log_level, Some(tap));
-    let stop = match signals::listen(None) {
-        Ok(stop) => stop,
+    let (stop, asked) = match signals::listen_and_tell(None) {
+        Ok(listening) => listening,
         Err(error) => {
             complain(format!("failed to listen for signals: {error}"));
             return Exit::Internal;
         }
     };
-    match Agent::start(options(config, url, log_lines), stop) {
+    let restart = Restart::checked_by(Box::new(move || {
+        load(&flags).map(drop).map_err(|error| error.to_string())
+    }));
+    let supervisor = Supervisor::from_env(&process_env);
+    supervisor.starting("opening the store", START_PATIENCE);
+    let options = options(config, url, log_lines, supervisor, origin.clone(), restart.clone());
+    match Agent::start(options, stop) {
         Ok(agent) => {
             agent.run();
             log::info!("stopped");
-            Exit::Ok
+            launch::end(&origin, &restart, &asked)
         }
         Err(error) => {
             complain(&error);
@@ -103,7 +109,24 @@ pub fn run(args: RunArgs) -> Exit {
     }
 }
 
-fn options(config: Config, url: ServerUrl, log_lines: Receiver<Line>) -> AgentOptions {
+fn load(flags: &Flags) -> Result<Config, ConfigError> {
+    let checks = Checks {
+        server_url: &|url, insecure| {
+            ServerUrl::parse(url, insecure).map(drop).map_err(|error| error.to_string())
+        },
+        ca_file: &|path| root_store(Some(path)).map(drop).map_err(|error| error.to_string()),
+    };
+    Config::load(&process_env, flags, &checks)
+}
+
+fn options(
+    config: Config,
+    url: ServerUrl,
+    log_lines: Receiver<Line>,
+    supervisor: Supervisor,
+    origin: Origin,
+    restart: Restart,
+) -> AgentOptions {
     AgentOptions {
         transport: Transport::Remote(url),
         agent_key: config.agent_key,
@@ -120,6 +143,11 @@ fn options(config: Config, url: ServerUrl, log_lines: Receiver<Line>) -> AgentOp
         metrics_listen: config.metrics_listen,
         intervals: None,
         extra: None,
+        supervisor,
+        vital: None,
+        updates: config.update,
+        origin,
+        restart,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
 use super::client::{Client, ClientError};
@@ -14,7 +14,7 @@ use crate::control::view::RunView;
 use crate::exit::Exit;
 
 /// List the runs, newest first.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "runs")]
 pub struct RunsArgs {
     /// only the runs of this backup

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::stopped::open_store;
@@ -21,7 +21,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Show how things stand: connection, jobs, runs, queue. Exit code 1 when something needs attention,
 /// 5 when nobody is running.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "status")]
 pub struct StatusArgs {
     /// directory for state (BACKUPY_STATE_DIR)
@@ -33,7 +33,7 @@ pub struct StatusArgs {
 }
 
 /// For supervisors: exit code 0 when healthy, 1 when not, 5 when nobody is running.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "health-check")]
 pub struct HealthCheckArgs {
     /// directory for state (BACKUPY_STATE_DIR)
@@ -64,6 +64,9 @@ pub fn status(args: &StatusArgs) -> Exit {
         }
         for warning in warnings(&status) {
             println!("warning: {}", clean(warning));
+        }
+        for warning in unprotected(&status) {
+            println!("warning: {}", clean(&warning));
         }
     }
     if problems.is_empty() { Exit::Ok } else { Exit::Failed }
@@ -154,8 +157,33 @@ fn warnings(status: &Value) -> impl Iterator<Item = &str> {
     status["control"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
+/// The databases on this host that no backup covers: no reason for an exit code either, for that may be meant.
+fn unprotected(status: &Value) -> Vec<String> {
+    let discovery = &status["discovery"];
+    let shown = discovery["unprotected"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut lines: Vec<String> = shown
+        .iter()
+        .filter_map(Value::as_str)
+        .map(|title| format!("not backed up: {title}"))
+        .collect();
+    match number(&discovery["unprotected_count"]).saturating_sub(shown.len() as u64) {
+        0 => {}
+        more => lines.push(format!("not backed up: {more} more databases")),
+    }
+    if let Some(last) = lines.last_mut() {
+        last.push_str("; `backupy discover` shows how to change that");
+    }
+    lines
+}
+
 fn problems(status: &Value) -> Vec<String> {
     let mut problems = liveness(&status["dispatch"]);
+    if status["clock_unset"] == Value::Bool(true) {
+        problems.push(
+            "the clock of this host is not set; does it get the time from anywhere (NTP)?"
+                .to_owned(),
+        );
+    }
     if status["session_lost"] == Value::Bool(true) {
         problems.push(no_session(status));
     }
@@ -202,7 +230,49 @@ fn print_status(status: &Value) {
         format!("not connected: {}", text(&status["last_link_error"], "connecting"))
     };
     println!("control plane: {link}, {} sessions since the start", number(&status["sessions"]));
+    print_update(&dispatch["update"]);
     print_stored(dispatch);
+    print_channels(&status["control"]["notify"]);
+}
+
+/// The ways to people. What is wrong with one follows as a problem.
+fn print_channels(channels: &Value) {
+    for channel in channels.as_array().into_iter().flatten() {
+        let last = match channel["last_ok_ms"].as_u64() {
+            Some(ms) => format!("{} ago", duration(unix_ms().saturating_sub(ms) / 1_000)),
+            None => "never since the start".to_owned(),
+        };
+        let waiting = match number(&channel["waiting"]) {
+            0 => String::new(),
+            waiting => format!(", {waiting} waiting"),
+        };
+        let name = text(&channel["channel"], "?");
+        println!("  notify {name} ({}): last sent {last}{waiting}", text(&channel["kind"], "?"));
+    }
+}
+
+/// Which version this is, if not the installed one, and how the last update went.
+fn print_update(update: &Value) {
+    if update["slot"].is_string() {
+        println!(
+            "this version was started by {} ({})",
+            text(&update["installed"], "another"),
+            text(&update["installed_version"], "?"),
+        );
+    }
+    if let Some(phase) = update["phase"].as_str() {
+        println!("update to {}: {}", text(&update["version"], "another version"), clean(phase));
+    }
+    let last = &update["last"];
+    if let Some(version) = last["version"].as_str() {
+        let ago = duration(unix_ms().saturating_sub(number(&last["at_ms"])) / 1_000);
+        let how = match last["error"].as_str() {
+            None => "it took over".to_owned(),
+            Some(error) => format!("not taken: {}", clean(error)),
+        };
+        let from = text(&last["from"], "?");
+        println!("last update: from {from} to {}, {ago} ago: {how}", clean(version));
+    }
 }
 
 /// What stands in the store, whether somebody runs or not.

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::never;
 
-use super::complain;
 use super::place::{self, DEFAULT_CONFIG, Note};
 use super::run::exit_for;
+use super::{complain, launch};
 use crate::agent::{Agent, AgentOptions};
 use crate::clock::unix_ms;
 use crate::config::{self, HostConfig, TlsSettings, process_env};
@@ -20,17 +20,20 @@ use crate::control::plane::Plane;
 use crate::control::schedule::Schedule;
 use crate::control::storage::{Reach, StorageSettings};
 use crate::exit::Exit;
+use crate::host::update::{Origin, Restart, StartCheck};
 use crate::link::Transport;
 use crate::model::Trust;
 use crate::observe::logging;
+use crate::observe::supervisor::{START_PATIENCE, Supervisor};
 use crate::pipeline::UrlPolicy;
 use crate::signals;
+use crate::store::Migrations;
 use crate::thread::Cancel;
 
 /// Keep the databases of this host backed up: scheduler, storage and agent in one process.
 ///
 /// Either `--config FILE`, or for a single database `--database URL --to DIR --every 6h`.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "up")]
 pub struct UpArgs {
     /// the file (default: /etc/backupy/backupy.toml); SIGHUP reads it again
@@ -76,6 +79,11 @@ pub struct UpArgs {
 
 /// Runs until a signal ends it.
 pub fn run(args: &UpArgs) -> Exit {
+    let origin = if args.check { None } else { Some(launch::start(&state_dir_of(args))) };
+    let origin = match origin.transpose() {
+        Ok(origin) => origin,
+        Err(code) => return code,
+    };
     let (settings, path) = match settings(args) {
         Ok(found) => found,
         Err(why) => {
@@ -83,10 +91,10 @@ pub fn run(args: &UpArgs) -> Exit {
             return Exit::Usage;
         }
     };
-    if args.check {
+    let Some(origin) = origin else {
         explain(&settings);
         return Exit::Ok;
-    }
+    };
     let flags = config::Flags {
         state_dir: Some(settings.state_dir.display().to_string()),
         log_level: args.log_level.clone(),
@@ -103,7 +111,29 @@ pub fn run(args: &UpArgs) -> Exit {
     for warning in &settings.warnings {
         log::warn!("{}", at(path.as_deref(), warning));
     }
-    serve(settings, File { path, pinned: args.state_dir.is_some() }, host)
+    serve(settings, File { path, pinned: args.state_dir.is_some() }, host, &origin)
+}
+
+/// The state directory, as far as it can be told without judging the rest of the file: another version may understand
+/// what this one does not.
+fn state_dir_of(args: &UpArgs) -> PathBuf {
+    let by_flags = args.database.is_some() || args.to.is_some();
+    let file = Path::new(args.config.as_deref().unwrap_or(DEFAULT_CONFIG));
+    match &args.state_dir {
+        Some(dir) => dir.into(),
+        None if by_flags => super::state_dir(None),
+        None => file_of_up::state_dir_in(file).unwrap_or_else(|| config::DEFAULT_STATE_DIR.into()),
+    }
+}
+
+/// Whether the file, if there is one, would be taken at a start.
+fn start_check(path: Option<PathBuf>) -> StartCheck {
+    Box::new(move || match &path {
+        Some(path) => {
+            file_of_up::load(path).map(drop).map_err(|problems| place::tell(path, &problems))
+        }
+        None => Ok(()),
+    })
 }
 
 /// The file that the settings came from.
@@ -113,16 +143,18 @@ struct File {
     pinned: bool,
 }
 
-fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
+fn serve(settings: Settings, file: File, host: HostConfig, origin: &Origin) -> Exit {
+    let starts_again = start_check(file.path.clone());
     let plane: Arc<OnceLock<Plane>> = Arc::default();
-    let reloaded = plane.clone();
-    let listening = signals::listen(Some(Box::new(move || {
+    let supervisor = Supervisor::from_env(&process_env);
+    let (reloaded, told) = (plane.clone(), supervisor.clone());
+    let listening = signals::listen_and_tell(Some(Box::new(move || {
         if let Some(plane) = reloaded.get() {
-            reload(plane, &file);
+            told.reloading(|| reload(plane, &file));
         }
     })));
-    let stop = match listening {
-        Ok(stop) => stop,
+    let (stop, asked) = match listening {
+        Ok(listening) => listening,
         Err(error) => {
             complain(format!("failed to listen for signals: {error}"));
             return Exit::Internal;
@@ -135,14 +167,15 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
             return Exit::Internal;
         }
     };
-    let mut embedded = match begin(&settings, &reach, &stop) {
+    let migrations = origin.migrations(&settings.state_dir);
+    let mut embedded = match begin(&settings, &reach, &stop, &supervisor, migrations) {
         Ok(Some(embedded)) => embedded,
         Ok(None) => return Exit::Ok,
         Err(error) => {
             complain(&error);
             // Beside one that runs, nothing is down.
             if error.exit() != Exit::Busy {
-                error.tell(&settings);
+                error.tell(&settings, &reach);
             }
             return error.exit();
         }
@@ -152,7 +185,10 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     }
     // Nobody sets it but this line.
     let _ = plane.set(embedded.plane().clone());
-    let exit = match Agent::start(options(&embedded, &settings.storage, host), stop) {
+    let restart = Restart::checked_by(starts_again);
+    let options =
+        options(&embedded, &settings.storage, host, supervisor, origin.clone(), restart.clone());
+    let exit = match Agent::start(options, stop) {
         Ok(agent) => {
             agent.run();
             Exit::Ok
@@ -164,7 +200,7 @@ fn serve(settings: Settings, file: File, host: HostConfig) -> Exit {
     };
     embedded.stop();
     log::info!("stopped");
-    exit
+    if exit == Exit::Ok { launch::end(origin, &restart, &asked) } else { exit }
 }
 
 /// Starts the control plane; `None` if it was asked to stop first. Of a bucket that was never reached nothing is known,
@@ -173,15 +209,19 @@ fn begin(
     settings: &Settings,
     reach: &Reach,
     stop: &Cancel,
+    supervisor: &Supervisor,
+    migrations: Migrations,
 ) -> Result<Option<Embedded>, EmbeddedError> {
     const AGAIN: Duration = Duration::from_secs(30);
     let mut told = false;
+    supervisor.starting("opening store and storage", START_PATIENCE);
     loop {
-        match Embedded::start(settings.clone(), reach) {
+        match Embedded::start(settings.clone(), reach, migrations) {
             Err(error) if error.is_away() => {
                 log::error!("{error}; nothing can start before it was reached once");
+                supervisor.starting(&format!("waiting for the storage: {error}"), START_PATIENCE);
                 if !std::mem::replace(&mut told, true) {
-                    error.tell(settings);
+                    error.tell(settings, reach);
                 }
                 if !stop.sleep(AGAIN) {
                     return Ok(None);
@@ -192,7 +232,14 @@ fn begin(
     }
 }
 
-fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> AgentOptions {
+fn options(
+    embedded: &Embedded,
+    storage: &StorageSettings,
+    host: HostConfig,
+    supervisor: Supervisor,
+    origin: Origin,
+    restart: Restart,
+) -> AgentOptions {
     let plane = embedded.plane().clone();
     let settings = plane.settings();
     let schedules = plane.clone();
@@ -223,6 +270,11 @@ fn options(embedded: &Embedded, storage: &StorageSettings, host: HostConfig) -> 
         extra: Some(Arc::new(move |request, status, reply| {
             local::answer(&plane, request, status, reply)
         })),
+        supervisor,
+        vital: Some(embedded.vital()),
+        updates: host.update,
+        origin,
+        restart,
     }
 }
 
@@ -329,6 +381,12 @@ fn explain(settings: &Settings) {
     println!("master key {}", note.master_key.display());
     for backup in &settings.backups {
         println!("backup     {} ({}), {}", backup.name, backup.target.engine, backup.schedule);
+    }
+    for channel in settings.channels() {
+        let topics: Vec<_> = channel.topics.iter().map(ToString::to_string).collect();
+        let on =
+            if topics.is_empty() { String::new() } else { format!(", on {}", topics.join(", ")) };
+        println!("notify     {}: {}{on}", channel.name, channel.way.place());
     }
     for warning in &settings.warnings {
         println!("warning    line {}: {}", warning.line, warning.message);

@@ -1,6 +1,6 @@
 //! `backupy verify NAME|RUN`: restores a backup to a scratch place and checks the whole of it.
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
 use super::artifacts::{Artifacts, Failed, Meter, Where, describe, fail};
@@ -16,7 +16,7 @@ const TABLES_SHOWN: usize = 50;
 
 /// Restore a backup to a scratch place and check all of it: hash, decryption, decompression, and the dump by
 /// its engine's own means. Exit code 1 if it is bad.
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "verify")]
 pub struct VerifyArgs {
     /// a backup's name (its newest good run) or a run's id

@@ -1,13 +1,13 @@
 //! `backupy version`.
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use serde_json::json;
 
 use crate::agent::{COMMIT, VERSION};
 use crate::exit::Exit;
 
 /// Print the version.
-#[derive(FromArgs, Debug)]
+#[derive(FromArgs, ArgsInfo, Debug)]
 #[argh(subcommand, name = "version")]
 pub struct VersionArgs {
     /// as JSON

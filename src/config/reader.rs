@@ -156,6 +156,15 @@ impl Reader<'_> {
         (self.env)(name).map(|text| parse::split_list(&text, separator))
     }
 
+    /// Absolute paths between colons.
+    pub(super) fn paths(&mut self, name: &str) -> Vec<PathBuf> {
+        let paths = self.list(name, ':').unwrap_or_default();
+        for path in paths.iter().filter(|path| !Path::new(path).is_absolute()) {
+            self.problem(format!("{name} must hold absolute paths, not {path:?}"));
+        }
+        paths.into_iter().map(PathBuf::from).collect()
+    }
+
     pub(super) fn metrics_listen(&mut self) -> Option<SocketAddr> {
         const NAME: &str = "BACKUPY_METRICS_LISTEN_ADDR";
         // Set but empty means: off.

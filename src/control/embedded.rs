@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -18,7 +18,7 @@ use super::connect::Agents;
 use super::durable::{self, Existing, random_hex};
 use super::file::Settings;
 use super::http::{Limits, Server};
-use super::notify::{Failure, Notifier};
+use super::notify::{Failure, Means, Notifier, command};
 use super::plane::{Books, BooksError, LOCAL_AGENT, Plane};
 use super::scheduler::Scheduler;
 use super::server;
@@ -28,15 +28,13 @@ use super::watch::Patience;
 use crate::clock::unix_ms;
 use crate::exit::Exit;
 use crate::secret::Secret;
-use crate::store::Store;
+use crate::store::{Migrations, Store};
 
 /// Name of the file with the agent's key in the state directory.
 const AGENT_KEY: &str = "agent.key";
 /// Name of the file with the last port.
 const PORT: &str = "port";
-/// What the `on_failure` command gets.
-const NOTIFY_TIMEOUT: Duration = Duration::from_secs(60);
-/// What it gets at a stop.
+/// What may go on telling people at a stop.
 const NOTIFY_GRACE: Duration = Duration::from_secs(5);
 
 /// Why the control plane cannot start.
@@ -76,13 +74,9 @@ impl EmbeddedError {
         matches!(self, Self::Books(BooksError::Storage(error)) if error.is_away())
     }
 
-    /// Runs `on_failure` for a control plane that does not start, and waits for it.
-    pub fn tell(&self, settings: &Settings) {
-        let hook = settings.failure_hook();
-        if hook.is_none() {
-            return;
-        }
-        match Notifier::start(hook, NOTIFY_TIMEOUT) {
+    /// Tells people of a control plane that does not start, and waits until they were told, for a while.
+    pub fn tell(&self, settings: &Settings, reach: &Reach) {
+        match Notifier::start(settings.channels(), means(reach), None) {
             Ok(mut notifier) => {
                 notifier.tell(Failure {
                     name: "backupy".into(),
@@ -90,9 +84,9 @@ impl EmbeddedError {
                     status: "down".into(),
                     error: self.to_string(),
                 });
-                notifier.stop(NOTIFY_TIMEOUT);
+                notifier.stop(command::TIMEOUT);
             }
-            Err(error) => log::error!("failed to run on_failure: {error}"),
+            Err(error) => log::error!("failed to tell anybody: {error}"),
         }
     }
 }
@@ -133,12 +127,18 @@ impl Embedded {
     ///
     /// # Errors
     /// See [`EmbeddedError`]; nothing keeps running then.
-    pub fn start(settings: Settings, reach: &Reach) -> Result<Self, EmbeddedError> {
+    pub fn start(
+        settings: Settings,
+        reach: &Reach,
+        migrations: Migrations,
+    ) -> Result<Self, EmbeddedError> {
         let state_dir = settings.state_dir.clone();
         private_dir(&state_dir)?;
         let agent_key = agent_key(&state_dir)?;
-        let books = Books::open(&settings, &agent_key, reach).map_err(EmbeddedError::Books)?;
-        let notifier = Notifier::start(settings.failure_hook(), NOTIFY_TIMEOUT)
+        let books =
+            Books::open(&settings, &agent_key, reach, migrations).map_err(EmbeddedError::Books)?;
+        let kept = Some(books.catalogue().clone());
+        let notifier = Notifier::start(settings.channels(), means(reach), kept)
             .map_err(|error| EmbeddedError::Io("start the notify thread", error))?;
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms())
             .map_err(EmbeddedError::Books)?;
@@ -166,6 +166,15 @@ impl Embedded {
         &self.plane
     }
 
+    /// Whether it works, for a watchdog; hangs if it does.
+    pub fn vital(&self) -> Box<dyn Fn() -> Result<(), String> + Send> {
+        let (plane, pulse) = (self.plane.clone(), self.scheduler.pulse());
+        Box::new(move || match pulse.late(Instant::now()) {
+            Some(late) => Err(format!("the scheduler hangs, for {} s too long", late.as_secs())),
+            None => plane.answers().map_err(|error| error.to_string()),
+        })
+    }
+
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.server.addr()
@@ -191,6 +200,10 @@ impl Drop for Embedded {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+fn means(reach: &Reach) -> Means {
+    Means { proxy: reach.proxy.clone(), policy: reach.policy.clone() }
 }
 
 /// Makes a directory with mode 0700, or takes the mode down to that.

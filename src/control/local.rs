@@ -12,6 +12,7 @@
 //! | `{"cmd":"verified","id":ID,"error":E?}` | | `{}` |
 //! | `{"cmd":"key-exported"}` | | `{}` |
 //! | `{"cmd":"key-rotate"}` | | `{"id":ID}` |
+//! | `{"cmd":"notify-test","channel":N?}` | `{"trying":N}`, `{"tried":N,"problem":P?}` | `{"failed":n}` |
 //!
 //! `run` is a [`RunView`]. To `{"cmd":"status"}` the agent's own answer is given with `control` (see
 //! [`Plane::status`]) and `problems` added. Everything else is the agent's.
@@ -19,13 +20,14 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::RecvTimeoutError;
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use serde_json::{Value, json};
 
 use super::plane::Plane;
 use super::view::RunView;
 use crate::clock::unix_ms;
 use crate::observe::socket::Reply;
+use crate::thread::{Cancel, Why, spawn};
 
 /// Runs that one request lists unless it says otherwise.
 const RUNS: u64 = 100;
@@ -53,6 +55,7 @@ pub fn answer(
         Some("verified") => verified(plane, request, reply),
         Some("key-exported") => key_exported(plane, reply),
         Some("key-rotate") => key_rotate(plane, reply),
+        Some("notify-test") => notify_test(plane, request, reply),
         Some("status") => status(plane, agent_status(), reply),
         Some(_) | None => return Ok(false),
     }?;
@@ -164,6 +167,48 @@ fn key_rotate(plane: &Plane, reply: Reply<'_>) -> io::Result<()> {
         Ok(id) => reply(&json!({ "done": { "id": id } })),
         Err(error) => refuse(reply, &error),
     }
+}
+
+/// Each try has a thread of its own, so that whoever asked, and a stop, need not wait for a server that hangs.
+fn notify_test(plane: &Plane, request: &Value, reply: Reply<'_>) -> io::Result<()> {
+    let mut failed = 0;
+    let mut testers = plane.testers();
+    if let Some(name) = request["channel"].as_str() {
+        testers.retain(|tester| tester.channel().name == name);
+        if testers.is_empty() {
+            return refuse(reply, &format!("there is no channel called \"{name}\""));
+        }
+    }
+    for tester in testers {
+        let name = tester.channel().name;
+        let stop = Cancel::new()?;
+        let (answer, answers) = bounded(1);
+        let seen = stop.clone();
+        let thread = spawn("notify-test", move || {
+            // Nobody listens any more after a stop.
+            let _ = answer.send(tester.test(&seen));
+        })?;
+        let outcome = loop {
+            match answers.recv_timeout(SIGN) {
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(error) = reply(&json!({ "trying": name })) {
+                        stop.cancel(Why::Requested);
+                        break Err(error);
+                    }
+                }
+                Ok(outcome) => break Ok(outcome),
+                Err(RecvTimeoutError::Disconnected) => {
+                    break Ok(Err("the test broke off; see the log".to_owned()));
+                }
+            }
+        };
+        // A panic was said by the answer that did not come.
+        let _ = thread.join();
+        let error = outcome?.err();
+        failed += usize::from(error.is_some());
+        reply(&json!({ "tried": name, "problem": error }))?;
+    }
+    reply(&json!({ "done": { "failed": failed } }))
 }
 
 fn refuse(reply: Reply<'_>, why: &dyn std::fmt::Display) -> io::Result<()> {

@@ -78,14 +78,8 @@ pub struct Manifest {
     pub key: Wrapped,
 }
 
-/// The file: the manifest and its authentication.
-#[derive(Deserialize, Serialize)]
-struct Signed {
-    #[serde(flatten)]
-    manifest: Manifest,
-    #[serde(with = "sha256_hex")]
-    mac: [u8; 32],
-}
+/// What stands between the body without its last brace and the 64 digits of the mac, and what behind them.
+const MAC: (&[u8], &[u8]) = (b",\"mac\":\"", b"\"}");
 
 /// The parts that a caller gives; the version is ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,10 +192,13 @@ impl Manifest {
     /// # Errors
     /// When that key is not there.
     pub fn to_bytes(&self, master: &MasterKey) -> Result<Vec<u8>, ManifestError> {
-        let mac = master.sign_manifest(&self.key.master_key_id, &self.body()?);
-        let signed = Signed { manifest: self.clone(), mac: mac.map_err(ManifestError::Key)? };
-        let mut bytes = serde_json::to_vec(&signed).map_err(form)?;
-        bytes.push(b'\n');
+        let mut bytes = self.body()?;
+        let mac = master.sign_manifest(&self.key.master_key_id, &bytes);
+        let mac = hex(&mac.map_err(ManifestError::Key)?);
+        bytes.pop();
+        for part in [MAC.0, mac.as_bytes(), MAC.1, b"\n"] {
+            bytes.extend_from_slice(part);
+        }
         Ok(bytes)
     }
 
@@ -226,14 +223,15 @@ impl Manifest {
         if version != VERSION {
             return Err(ManifestError::Version(version));
         }
-        let signed: Signed = serde_json::from_slice(bytes).map_err(form)?;
+        let rewritten = || ManifestError::Form("it was rewritten by another program".to_owned());
+        let (body, mac) = split_mac(bytes.trim_ascii_end()).ok_or_else(rewritten)?;
+        let manifest: Self = serde_json::from_slice(&body).map_err(form)?;
         // One way to write it: what was added, doubled or moved is not ours.
-        if serde_json::to_vec(&signed).map_err(form)? != bytes.trim_ascii_end() {
-            return Err(ManifestError::Form("it was rewritten by another program".to_owned()));
+        if manifest.body()? != body {
+            return Err(rewritten());
         }
-        let Signed { manifest, mac } = signed;
         let id = &manifest.key.master_key_id;
-        let authentic = master.is_manifest_signed(id, &manifest.body()?, &mac);
+        let authentic = master.is_manifest_signed(id, &body, &mac);
         if !authentic.map_err(ManifestError::Key)? {
             return Err(ManifestError::NotAuthentic);
         }
@@ -247,6 +245,18 @@ impl Manifest {
     fn body(&self) -> Result<Vec<u8>, ManifestError> {
         serde_json::to_vec(self).map_err(form)
     }
+}
+
+/// The body and the mac of a file.
+fn split_mac(bytes: &[u8]) -> Option<(Vec<u8>, [u8; 32])> {
+    const DIGITS: usize = 64;
+    let at = bytes.len().checked_sub(MAC.0.len() + DIGITS + MAC.1.len())?;
+    let (open, end) = bytes.split_at_checked(at)?;
+    let digits = end.strip_prefix(MAC.0)?.strip_suffix(MAC.1)?;
+    let mac = unhex32(std::str::from_utf8(digits).ok()?)?;
+    let mut body = open.to_vec();
+    body.push(b'}');
+    Some((body, mac))
 }
 
 fn form(error: serde_json::Error) -> ManifestError {

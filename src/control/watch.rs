@@ -108,6 +108,13 @@ impl Open {
         }
     }
 
+    /// The clock jumped by `jump_ms`, or the machine slept for so long: patience counts time in which there was somebody to
+    /// do something. A stage that began after the jump, or whose beginning is not known any more, begins now.
+    pub fn clock_jumped(&mut self, jump_ms: i64, now_ms: u64) {
+        let ahead_ms = u64::try_from(jump_ms).unwrap_or(0);
+        self.since_ms = self.since_ms.saturating_add(ahead_ms).min(now_ms);
+    }
+
     /// What is to be done about the run now.
     pub fn verdict(&self, patience: &Patience, now_ms: u64) -> Verdict {
         let allowed = ms(match self.stage {
@@ -181,6 +188,26 @@ mod tests {
         run.enter(Stage::Sent, T0 + 5 * MIN);
         assert_eq!(run.verdict(&patience, T0 + 5 * MIN), Verdict::Fine(T0 + 10 * MIN));
         assert!(matches!(run.verdict(&patience, T0 + 10 * MIN), Verdict::Late(_)));
+    }
+
+    #[test]
+    fn a_clock_that_jumped_uses_up_no_patience() {
+        const DAY: u64 = 24 * 60 * MIN;
+        let patience = Patience::default();
+        let mut run = open();
+        run.enter(Stage::Running, T0);
+        let jumped = T0 + 10 * MIN + DAY;
+        assert!(matches!(run.verdict(&patience, jumped), Verdict::GiveUp(_)), "without being told");
+        run.clock_jumped(DAY as i64, jumped);
+        assert_eq!(run.verdict(&patience, jumped), Verdict::Fine(jumped + 65 * MIN));
+        // Whatever began after the jump and before anybody noticed.
+        let mut late = Open::new(Duration::from_secs(3600), jumped);
+        late.clock_jumped(DAY as i64, jumped + MIN);
+        assert_eq!(late.since_ms, jumped + MIN);
+        // Back again: the stage begins anew, and is not waited for until the old time comes round.
+        let back = T0 - 2 * DAY;
+        run.clock_jumped(-3 * DAY as i64, back);
+        assert_eq!(run.verdict(&patience, back), Verdict::Fine(back + 75 * MIN));
     }
 
     #[test]

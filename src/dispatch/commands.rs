@@ -9,6 +9,7 @@ use crate::artifact::DataKey;
 use crate::calendar::window::Window;
 use crate::clock::unix_ms;
 use crate::config::parse_log_level;
+use crate::host::discovery::protect;
 use crate::link;
 use crate::model::{AgentConfig, UploadCreds};
 use crate::observe::logging;
@@ -44,6 +45,7 @@ impl Dispatch {
                         self.slots.put_progress(&run.run_id, messages::standing(run));
                     }
                 }
+                self.prove_version();
             }
             link::Event::Down { reason } => log::info!("session ended: {reason}"),
             link::Event::Message { header, message } => {
@@ -62,9 +64,7 @@ impl Dispatch {
             }
             ServerMessage::RunHealthCheck { check_id } => self.on_run_health_check(&check_id),
             ServerMessage::PartUrls(urls) => return self.on_part_urls(&urls),
-            ServerMessage::SelfUpdate(_) => {
-                Ok(Err("this version does not update itself".to_owned()))
-            }
+            ServerMessage::SelfUpdate(command) => self.on_self_update(&command),
             // The link answers pings and reads confirmations; a second RegisterAck and payloads of
             // other versions mean nothing here.
             ServerMessage::RegisterAck(_)
@@ -325,6 +325,7 @@ impl Dispatch {
         }
         let same_checks = config.checks == self.config.checks;
         self.config = config;
+        self.shared.set_backups(protect::backups(&self.config));
         self.metrics.configure(&self.config, self.table.last_results());
         self.share();
         if !same_checks {

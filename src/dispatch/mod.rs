@@ -17,6 +17,7 @@ mod snapshot;
 mod starting;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,6 +33,8 @@ use serde_json::Value;
 use crate::calendar::window::Window;
 use crate::clock::unix_ms;
 use crate::host::checks::{CheckResult, Checks, Means};
+use crate::host::discovery::protect::Backup;
+use crate::host::update::{Order, Restart, Updater};
 use crate::link::{self, Slots};
 use crate::model::AgentConfig;
 use crate::observe::metrics::Metrics;
@@ -45,6 +48,7 @@ use crate::store::{Batch, Store, StoreError};
 use crate::thread::{Cancel, Never, Why};
 
 pub use snapshot::{of_stopped, overdue_after};
+pub use update::Ordered;
 
 /// Open runs and undelivered results together: beyond that RunBackup is refused.
 const MAX_OPEN: usize = 1_000;
@@ -76,6 +80,10 @@ pub enum Event {
     Log(Line),
     /// Somebody asks how things stand.
     Query(Sender<Value>),
+    /// Somebody at the host wants another version of this program.
+    Ordered(Ordered),
+    /// A new version arrived, or did not; `None` when the thread that gets it died.
+    Obtained(Option<update::Obtained>),
     /// The process shall stop.
     Stop,
     /// A pause, a window, a timeout or a retry is over.
@@ -153,6 +161,10 @@ pub struct Parts {
     pub log_level: log::LevelFilter,
     /// Warnings and errors to tell the control plane.
     pub log_lines: Receiver<Line>,
+    /// The versions of this program.
+    pub updater: Arc<Updater>,
+    /// Told when another version shall run.
+    pub restart: Restart,
     /// Counts ends of runs and results of checks.
     pub metrics: Metrics,
 }
@@ -165,6 +177,9 @@ pub struct Shared(Arc<Mutex<SharedState>>);
 struct SharedState {
     config_version: u64,
     active_jobs: Vec<String>,
+    backups: Arc<[Backup]>,
+    /// Nudged at every change.
+    watcher: Option<Sender<()>>,
 }
 
 impl Shared {
@@ -178,9 +193,27 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).active_jobs.clone()
     }
 
+    /// What the jobs reach: which databases are protected.
+    pub fn backups(&self) -> Arc<[Backup]> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).backups.clone()
+    }
+
+    /// Nudges this channel whenever one of these changes.
+    pub fn watch(&self, watcher: Sender<()>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).watcher = Some(watcher);
+    }
+
     fn set(&self, config_version: u64, active_jobs: Vec<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            SharedState { config_version, active_jobs };
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.config_version, state.active_jobs) = (config_version, active_jobs);
+        if let Some(watcher) = &state.watcher {
+            // Full: it will look anyway.
+            let _ = watcher.try_send(());
+        }
+    }
+
+    fn set_backups(&self, backups: Vec<Backup>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).backups = backups.into();
     }
 }
 
@@ -215,11 +248,13 @@ pub struct Dispatch {
     admit_at: Option<Instant>,
     next_name: u64,
     abandoned: abandoned::Abandoned,
+    updates: update::Updates,
 
     link_events: Receiver<link::Event>,
     log_lines: Receiver<Line>,
     reports: (Sender<Report>, Receiver<Report>),
     queries: Receiver<Sender<Value>>,
+    orders: Receiver<Ordered>,
     _here: Sender<Never>,
     stop: Cancel,
     stop_grace: Duration,
@@ -270,6 +305,7 @@ struct Stopping {
 #[derive(Debug, Clone)]
 pub struct Queries {
     ask: Sender<Sender<Value>>,
+    order: Sender<Ordered>,
     /// Disconnects with dispatch: a question that nobody took stays in its channel and would look alive.
     gone: Receiver<Never>,
 }
@@ -286,6 +322,17 @@ impl Queries {
             default(timeout) => None,
         }
     }
+
+    /// Orders another version; the reason when it is refused, `None` when dispatch does not answer in time.
+    pub fn order(&self, order: Order, timeout: Duration) -> Option<Result<(), String>> {
+        let (answer, answers) = bounded(1);
+        self.order.send_timeout(Ordered { order, answer }, timeout).ok()?;
+        select! {
+            recv(answers) -> answer => answer.ok(),
+            recv(self.gone) -> _ => answers.try_recv().ok(),
+            default(timeout) => None,
+        }
+    }
 }
 
 impl Dispatch {
@@ -298,6 +345,7 @@ impl Dispatch {
         let table = Table::load(parts.store.clone())?;
         let config = commands::load_config(&parts.store)?;
         let (ask, queries) = bounded(4);
+        let (order, orders) = bounded(4);
         let (here, gone) = bounded(0);
         let shared = Shared::default();
         let on_progress = messages::progress_reporter(parts.slots.clone());
@@ -327,10 +375,12 @@ impl Dispatch {
             admit_at: None,
             next_name: 1,
             abandoned: abandoned::Abandoned::default(),
+            updates: update::Updates::new(parts.updater, parts.restart),
             link_events: parts.link_events,
             log_lines: parts.log_lines,
             reports: bounded(MAX_PARALLEL * 2),
             queries,
+            orders,
             _here: here,
             stop: parts.stop,
             stop_grace: parts.stop_grace,
@@ -338,7 +388,8 @@ impl Dispatch {
         };
         dispatch.use_config(config);
         dispatch.recover(newest)?;
-        Ok((dispatch, Queries { ask, gone }, shared))
+        dispatch.resume_update()?;
+        Ok((dispatch, Queries { ask, order, gone }, shared))
     }
 
     /// Works until the process shall stop and the runs have ended or been given up.
@@ -364,6 +415,8 @@ impl Dispatch {
             recv(self.checked.1) -> results => results.map_or(Event::Timer, Event::Checked),
             recv(self.link_events) -> event => event.map_or(Event::Timer, Event::Link),
             recv(self.queries) -> query => query.map_or(Event::Timer, Event::Query),
+            recv(self.orders) -> order => order.map_or(Event::Timer, Event::Ordered),
+            recv(self.updates.obtained()) -> obtained => Event::Obtained(obtained.ok()),
             recv(self.log_lines) -> line => line.map_or(Event::Timer, Event::Log),
             recv(stop) -> _ => Event::Stop,
             recv(timer) -> _ => Event::Timer,
@@ -380,6 +433,8 @@ impl Dispatch {
                 // A caller that no longer waits is not an error.
                 let _ = answer.try_send(self.snapshot());
             }
+            Event::Ordered(ordered) => self.on_ordered(ordered),
+            Event::Obtained(obtained) => self.on_obtained(obtained),
             Event::Stop => self.on_stop(),
             Event::Timer => {}
         }
@@ -409,6 +464,7 @@ impl Dispatch {
             self.prune(now);
         }
         self.pauses.retain(|_, until| *until > now);
+        self.go_on_with_update(now);
         self.admit();
     }
 
@@ -424,7 +480,8 @@ impl Dispatch {
             });
             if all_told { stopping.give_up_at } else { stopping.grace_until }
         });
-        [self.retry_unsaved_at, self.admit_at, Some(self.prune_at), stopping]
+        let update = self.updates.next_timer();
+        [self.retry_unsaved_at, self.admit_at, Some(self.prune_at), stopping, update]
             .into_iter()
             .flatten()
             .chain(deadlines)
@@ -436,6 +493,7 @@ impl Dispatch {
         let grace_until = now + self.stop_grace;
         self.stopping = Some(Stopping { grace_until, give_up_at: grace_until + CANCEL_PATIENCE });
         self.stop_checks();
+        self.updates.stop();
         if !self.running.is_empty() {
             log::info!(
                 "stopping: {} running backups have {} s to finish",
@@ -453,6 +511,7 @@ impl Dispatch {
 
     fn leave(mut self) {
         self.abandoned.leave();
+        self.updates.leave();
         if self.running.is_empty() && self.unsaved.is_empty() {
             return;
         }

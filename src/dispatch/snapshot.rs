@@ -22,6 +22,7 @@ impl Dispatch {
         if !self.config.checks.is_empty() {
             value["checks"] = self.checks_value();
         }
+        value["update"] = self.updates.value();
         value["stopping"] = self.stopping.is_some().into();
         value
     }

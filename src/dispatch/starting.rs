@@ -21,7 +21,7 @@ impl Dispatch {
     /// Starts what may start, ends what never can, and remembers when to look again.
     pub(super) fn admit(&mut self) {
         self.admit_at = None;
-        if self.stopping.is_some() {
+        if self.stopping.is_some() || self.updates.hold_runs(Instant::now()) {
             return;
         }
         let now = Instant::now();

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::attach::Attached;
+use super::body::Body;
 use super::{Bounds, DockerError};
 use crate::net::{Waited, wait_readable, wait_writable};
 
@@ -83,6 +84,17 @@ impl Answer {
     }
 }
 
+/// How a body ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Framing {
+    /// After so many bytes.
+    Length(usize),
+    /// With an empty chunk.
+    Chunks,
+    /// With the connection.
+    ToEnd,
+}
+
 /// The head of an answer.
 struct Head {
     status: u16,
@@ -93,10 +105,10 @@ struct Head {
 /// A connection with one exchange on it.
 pub(super) struct Line<'a> {
     stream: UnixStream,
-    bounds: Bounds<'a>,
+    pub(super) bounds: Bounds<'a>,
     doing: &'static str,
     /// Read, but not yet looked at.
-    ahead: Vec<u8>,
+    pub(super) ahead: Vec<u8>,
 }
 
 impl<'a> Line<'a> {
@@ -109,9 +121,7 @@ impl<'a> Line<'a> {
         let failed = |source: io::Error| DockerError::Connect { socket: socket.to_owned(), source };
         let address = SocketAddrUnix::new(socket).map_err(|e| failed(e.into()))?;
         loop {
-            if let Some(why) = bounds.cancel.and_then(crate::thread::Cancel::why) {
-                return Err(DockerError::Cancelled(why));
-            }
+            not_cancelled(bounds)?;
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let fd: OwnedFd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
                 .map_err(|e| failed(e.into()))?;
@@ -138,6 +148,24 @@ impl<'a> Line<'a> {
         let head = self.head()?;
         let body = self.body(&head, limit)?;
         Ok(Answer { status: head.status, body })
+    }
+
+    /// Sends the request; the body of a good answer is taken piece by piece.
+    pub(super) fn stream(mut self, request: &Request) -> Result<Body<'a>, DockerError> {
+        self.send(request.render(false).as_bytes())?;
+        let head = self.head()?;
+        if head.status != 200 {
+            let body = self.body(&head, MAX_HEAD_BYTES)?;
+            let answer = Answer { status: head.status, body };
+            let (status, message) = (head.status, answer.message());
+            return Err(DockerError::Refused { doing: self.doing, status, message });
+        }
+        let framing = match head.length {
+            _ if head.chunked => Framing::Chunks,
+            Some(length) => Framing::Length(length),
+            None => Framing::ToEnd,
+        };
+        Ok(Body::new(self, framing))
     }
 
     /// Sends the request and takes the connection over; an answer other than an upgrade is an error.
@@ -171,7 +199,7 @@ impl<'a> Line<'a> {
     }
 
     /// Reads more; false at the end of the stream.
-    fn more(&mut self) -> Result<bool, DockerError> {
+    pub(super) fn more(&mut self) -> Result<bool, DockerError> {
         let mut buffer = [0; READ_BYTES];
         loop {
             match self.stream.read(&mut buffer) {
@@ -234,11 +262,7 @@ impl<'a> Line<'a> {
     fn chunks(&mut self, limit: usize) -> Result<Vec<u8>, DockerError> {
         let mut body = Vec::new();
         loop {
-            let line = self.chunk_line()?;
-            let digits = line.split(';').next().unwrap_or_default().trim();
-            let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
-            let size = usize::from_str_radix(digits, 16).ok().filter(|_| plain);
-            let size = size.ok_or_else(|| self.odd("a chunk has no size"))?;
+            let size = self.chunk_size()?;
             if size == 0 {
                 // Trailers say nothing that we want, and the connection is not used again.
                 return Ok(body);
@@ -247,9 +271,22 @@ impl<'a> Line<'a> {
                 return Err(self.odd("it is too long"));
             }
             body.extend_from_slice(&self.take(size)?);
-            if self.take(2)? != b"\r\n" {
-                return Err(self.odd("a chunk is longer than its size"));
-            }
+            self.end_of_chunk()?;
+        }
+    }
+
+    pub(super) fn chunk_size(&mut self) -> Result<usize, DockerError> {
+        let line = self.chunk_line()?;
+        let digits = line.split(';').next().unwrap_or_default().trim();
+        let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        let size = usize::from_str_radix(digits, 16).ok().filter(|_| plain);
+        size.ok_or_else(|| self.odd("a chunk has no size"))
+    }
+
+    pub(super) fn end_of_chunk(&mut self) -> Result<(), DockerError> {
+        match self.take(2)?.as_slice() {
+            b"\r\n" => Ok(()),
+            _ => Err(self.odd("a chunk is longer than its size")),
         }
     }
 
@@ -277,13 +314,24 @@ impl<'a> Line<'a> {
         judge(waited, self.bounds, self.doing)
     }
 
-    fn broken(&self, source: io::Error) -> DockerError {
+    pub(super) fn check_cancel(&self) -> Result<(), DockerError> {
+        not_cancelled(self.bounds)
+    }
+
+    pub(super) fn broken(&self, source: io::Error) -> DockerError {
         DockerError::Broken { doing: self.doing, source }
     }
 
-    fn odd(&self, problem: &'static str) -> DockerError {
+    pub(super) fn odd(&self, problem: &'static str) -> DockerError {
         DockerError::Answer { doing: self.doing, problem }
     }
+}
+
+fn not_cancelled(bounds: Bounds<'_>) -> Result<(), DockerError> {
+    bounds
+        .cancel
+        .and_then(crate::thread::Cancel::why)
+        .map_or(Ok(()), |why| Err(DockerError::Cancelled(why)))
 }
 
 /// What a wait means.

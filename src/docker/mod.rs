@@ -7,16 +7,25 @@
 //!
 //! ```text
 //! GET  /version                     → which API to speak
-//! GET  /containers/REF/json         → id, name, state
+//! GET  /containers/REF/json         → id, name, state; addresses and ports
 //! POST /containers/ID/exec          → exec id
 //! POST /exec/ID/start  (Upgrade)    → the raw connection: frames out, stdin in
 //! GET  /exec/ID/json                → running, exit code
+//! GET  /containers/json             → what runs, one after the other
+//! GET  /events                      → that containers came or went
 //! ```
 
 mod attach;
+mod body;
 mod error;
+mod events;
 mod frames;
 mod http;
+mod list;
+#[cfg(test)]
+mod list_tests;
+mod objects;
+mod reach;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -30,6 +39,9 @@ use serde_json::json;
 
 pub use attach::{Attached, Output};
 pub use error::DockerError;
+pub use events::{Events, News};
+pub use list::{Description, Listed, Network, Port};
+pub use reach::Reach;
 
 use self::http::{Answer, Line, Request};
 use crate::clock::Deadline;

@@ -38,6 +38,30 @@ impl Daemon {
         Self::start(acts, true)
     }
 
+    /// Answers whatever is asked, each connection on a thread of its own.
+    pub(crate) fn serving(answer: impl Fn(&str, &mut UnixStream) + Send + Sync + 'static) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("docker.sock")).unwrap();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (seen, answer) = (requests.clone(), Arc::new(answer));
+        let thread = std::thread::spawn(move || {
+            let mut others = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(LONG)).unwrap();
+                let request = read_request(&mut stream);
+                if request.is_empty() {
+                    break;
+                }
+                seen.lock().unwrap().push(request.clone());
+                let answer = answer.clone();
+                others.push(std::thread::spawn(move || answer(&request, &mut stream)));
+            }
+            others.into_iter().for_each(|other| other.join().unwrap());
+        });
+        Self { dir, requests, thread: Some(thread) }
+    }
+
     fn start(acts: Vec<Act>, at_once: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("docker.sock")).unwrap();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::workfile::WorkFile;
 use super::{Context, DriverError, mongodb, mysql, postgres, redis, sqlite};
-use crate::model::{Engine, Target};
+use crate::model::{Engine, Target, Way};
 
 /// A file for a dump in the work directory, 0600, removed when dropped and swept after a crash.
 #[derive(Debug)]
@@ -74,6 +74,9 @@ pub fn load(
     replace: bool,
     cx: &Context<'_>,
 ) -> Result<(), DriverError> {
+    if target.connection.way == Way::DockerExec {
+        return Err(DriverError::Unsupported { what: "loading into a container".to_owned() });
+    }
     match target.engine {
         Engine::Sqlite => sqlite::load::load(&target.connection, dump, replace, cx),
         Engine::PostgreSql => postgres::load::load(&target.connection, dump, replace, cx),

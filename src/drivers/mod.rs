@@ -43,7 +43,7 @@ pub use mongodb::{Damage, MongoFault};
 pub use mysql::MySqlFault;
 pub use postgres::PostgresFault;
 pub use redis::{RdbFault, RedisFault};
-pub use sqlite::SqliteFault;
+pub use sqlite::{SqliteFault, Turn as SqliteTurn, try_take as sqlite_turn};
 pub use workfile::sweep;
 
 use crate::clock::Deadline;
@@ -136,7 +136,7 @@ pub fn for_target(
     let unsupported = |what: String| Err(DriverError::Unsupported { what });
     match c.way {
         Way::Tcp | Way::UnixSocket => {}
-        Way::DockerExec if target.engine == Engine::PostgreSql => {}
+        Way::DockerExec if target.engine != Engine::Sqlite => {}
         Way::DockerExec => {
             return unsupported(format!("the way in by docker exec for {}", target.engine));
         }

@@ -47,12 +47,22 @@ impl Site {
         if connection.way != Way::DockerExec {
             return Ok(Self::Host);
         }
-        Inside::new(&connection.container).map(Self::Container).ok_or_else(|| {
-            DriverError::Setting {
-                field: "container",
-                problem: "is not the name or id of a container".to_owned(),
-            }
-        })
+        if !connection.tls_ca_file.is_empty() {
+            return Err(DriverError::Setting {
+                field: "TLS CA file",
+                problem: "is a file of this host, which a tool inside a container does not see; leave it empty"
+                    .to_owned(),
+            });
+        }
+        Inside::of(connection).map(Self::Container)
+    }
+
+    /// Where tools are looked for, for a message; `here` is the answer for this host.
+    pub(super) fn places(&self, here: impl FnOnce() -> String) -> String {
+        match self {
+            Self::Host => here(),
+            Self::Container(inside) => format!("the container {}", inside.reference()),
+        }
     }
 
     /// A file of lines with mode 0600, for [`Site::run`]; in a container it has no name.
@@ -83,13 +93,27 @@ impl Site {
         cx: &Context<'_>,
         sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<Said, ExecError> {
-        let handed = match secret {
-            Some(SecretFile::Container(text)) => Some(text),
-            Some(SecretFile::Host(_)) | None => None,
-        };
         match self {
             Self::Host => exec::run(tool, stuck, cx.cancel, sink),
-            Self::Container(inside) => inside.run(tool, handed, stuck, cx, sink),
+            Self::Container(inside) => inside.run(tool, handed(secret), stuck, cx, sink),
+        }
+    }
+
+    /// As [`exec::run_by_output`].
+    ///
+    /// # Errors
+    /// As [`Site::run`].
+    pub(super) fn run_by_output(
+        &self,
+        tool: &Tool<'_>,
+        secret: Option<&SecretFile>,
+        stuck: Duration,
+        cx: &Context<'_>,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Said, ExecError> {
+        match self {
+            Self::Host => exec::run_by_output(tool, stuck, cx.cancel, sink),
+            Self::Container(inside) => inside.run_by_output(tool, handed(secret), stuck, cx, sink),
         }
     }
 
@@ -106,5 +130,13 @@ impl Site {
         cx: &Context<'_>,
     ) -> Result<String, ExecError> {
         exec::capture_with(limit, |sink| self.run(tool, secret, timeout, cx, sink))
+    }
+}
+
+/// What goes through stdin; a file of the host is found by its name.
+fn handed(secret: Option<&SecretFile>) -> Option<&Secret> {
+    match secret {
+        Some(SecretFile::Container(text)) => Some(text),
+        Some(SecretFile::Host(_)) | None => None,
     }
 }

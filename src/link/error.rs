@@ -193,6 +193,16 @@ fn fmt_tls(error: &rustls::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         ) => f.write_str("; for a private authority set BACKUPY_CA_FILE"),
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+            | CertificateError::Expired
+            | CertificateError::ExpiredContext { .. },
+        ) => write!(
+            f,
+            "; the clock of this host says {}: if that is wrong, set it (NTP), and the agent connects by itself",
+            jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC")
+        ),
         Error::AlertReceived(
             AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure,
         )

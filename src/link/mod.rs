@@ -103,6 +103,21 @@ pub struct Timing {
     pub close_wait: Duration,
 }
 
+impl Timing {
+    /// The longest that one attempt takes until it is a session or has failed.
+    fn attempt(&self) -> Duration {
+        self.dial + self.register + SLACK
+    }
+
+    /// The longest between two passes of a session's reader, or from its last one to the end of the session.
+    fn pass(&self) -> Duration {
+        self.idle + self.write + self.hand_on * 2 + SLACK
+    }
+}
+
+/// What a loaded machine may add to deadlines before the link counts as hung.
+const SLACK: Duration = Duration::from_secs(60);
+
 impl Default for Timing {
     fn default() -> Self {
         let sec = Duration::from_secs;
@@ -198,16 +213,19 @@ pub fn run(
 ) {
     let timing = &config.timing;
     let mut backoff = Backoff::new(timing.backoff_first, timing.backoff_cap);
+    let pulse = status.pulse();
     let lent = Lent {
         config: &config,
         slots: &slots,
         outbox: &outbox,
         seq: &seq,
         events: &events,
+        pulse: &pulse,
         stop: &stop,
     };
     log::info!("connecting to {}", config.transport);
     while !stop.is_cancelled() {
+        pulse.within(timing.attempt());
         let (outcome, error) = attempt(&lent, &status);
         let key_refused = matches!(error, LinkError::Refused(_));
         status.down(error.to_string(), key_refused);
@@ -217,8 +235,10 @@ pub fn run(
         let delay = backoff.after(outcome, random());
         let level = if key_refused { log::Level::Error } else { log::Level::Warn };
         log::log!(level, "{error}; connecting again in {:.1} s", delay.as_secs_f64());
+        pulse.within(delay + SLACK);
         stop.sleep(delay);
     }
+    pulse.rest();
 }
 
 /// One attempt and, if it gives a session, that session.

@@ -55,6 +55,7 @@ impl Reader<'_, '_> {
         let mut idle = Deadline::after(timing.idle);
         // The first pass comes before the first poll: the handshake may have read more than its own.
         while !self.session.over.is_cancelled() {
+            self.session.pulse.within(timing.pass());
             let turn = Deadline::after(timing.write);
             let pass = match self.session.socket.turn(turn, |wire| wire.read_pass()) {
                 Ok(pass) => pass,

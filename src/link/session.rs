@@ -12,6 +12,7 @@ use super::urgent::Urgent;
 use super::{Event, LinkConfig, LinkError, Slots};
 use super::{beat, read, write};
 use crate::outbox::{self, Outbox, SeqCounter};
+use crate::pulse::Pulse;
 use crate::thread::{Cancel, STACK, Why};
 use crate::wake::Wake;
 use crate::wire::RegisterAck;
@@ -29,6 +30,8 @@ pub(super) struct Session<'a> {
     seq: &'a SeqCounter,
     pub(super) durable_acks: bool,
     pub(super) events: &'a Sender<Event>,
+    /// Renewed with every pass of the reader.
+    pub(super) pulse: &'a Pulse,
     /// The process is stopping.
     pub(super) stop: &'a Cancel,
     /// This session is over.
@@ -45,6 +48,7 @@ pub(super) struct Lent<'a> {
     pub(super) outbox: &'a Outbox,
     pub(super) seq: &'a SeqCounter,
     pub(super) events: &'a Sender<Event>,
+    pub(super) pulse: &'a Pulse,
     pub(super) stop: &'a Cancel,
 }
 
@@ -70,6 +74,7 @@ impl<'a> Session<'a> {
             seq: lent.seq,
             durable_acks,
             events: lent.events,
+            pulse: lent.pulse,
             stop: lent.stop,
             over: Cancel::new()?,
             highest_seq: AtomicU64::new(seq),

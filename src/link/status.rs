@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
 use crate::clock::unix_ms;
+use crate::pulse::Pulse;
 
 /// Shared by the link, which writes it, and everybody who asks.
 #[derive(Debug, Clone)]
@@ -14,6 +17,9 @@ struct State {
     snapshot: LinkSnapshot,
     /// The last moment there was a session, or the start.
     last_session: Instant,
+    /// Nudged at every change.
+    watcher: Option<Sender<()>>,
+    pulse: Pulse,
 }
 
 /// The link at one moment.
@@ -41,7 +47,23 @@ impl LinkStatus {
     /// No session yet.
     pub fn new() -> Self {
         let snapshot = LinkSnapshot::default();
-        Self(Arc::new(Mutex::new(State { snapshot, last_session: Instant::now() })))
+        let (last_session, pulse) = (Instant::now(), Pulse::default());
+        Self(Arc::new(Mutex::new(State { snapshot, last_session, watcher: None, pulse })))
+    }
+
+    /// Nudges this channel whenever a session begins or ends.
+    pub fn watch(&self, watcher: Sender<()>) {
+        self.lock().watcher = Some(watcher);
+    }
+
+    /// By how much the link's threads are late with moving on; `None` while they are not.
+    pub fn late(&self, now: Instant) -> Option<Duration> {
+        self.lock().pulse.late(now)
+    }
+
+    /// The link's promise to move on.
+    pub(super) fn pulse(&self) -> Pulse {
+        self.lock().pulse.clone()
     }
 
     /// The link now.
@@ -63,7 +85,8 @@ impl LinkStatus {
     }
 
     pub(super) fn up(&self, session_id: &str, durable_acks: bool) {
-        let snapshot = &mut self.lock().snapshot;
+        let mut state = self.lock();
+        let snapshot = &mut state.snapshot;
         snapshot.connected_since_ms = Some(unix_ms());
         snapshot.session_id = Some(session_id.to_owned());
         snapshot.durable_acks = durable_acks;
@@ -71,6 +94,7 @@ impl LinkStatus {
         snapshot.sessions += 1;
         snapshot.last_error = None;
         snapshot.key_refused = false;
+        state.nudge();
     }
 
     pub(super) fn down(&self, error: String, key_refused: bool) {
@@ -84,10 +108,20 @@ impl LinkStatus {
         state.snapshot.session_id = None;
         state.snapshot.last_error = Some(error);
         state.snapshot.key_refused = key_refused;
+        state.nudge();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn nudge(&self) {
+        if let Some(watcher) = &self.watcher {
+            // Full: it will look anyway.
+            let _ = watcher.try_send(());
+        }
     }
 }
 

@@ -5,4 +5,5 @@ pub mod health;
 pub mod logging;
 pub mod metrics;
 pub mod socket;
+pub mod supervisor;
 pub mod tap;

@@ -90,6 +90,23 @@ impl StoreError {
         }
     }
 
+    /// Whether another process may do better at once: the engine in this one cannot come back. A full disk or
+    /// damage is there after a restart as well.
+    pub fn wants_restart(&self) -> bool {
+        match self {
+            Self::Failed { .. } => true,
+            Self::Full { .. }
+            | Self::Locked { .. }
+            | Self::Unusable { .. }
+            | Self::NotOurs { .. }
+            | Self::WrongKey { .. }
+            | Self::Damaged { .. }
+            | Self::TooNew { .. }
+            | Self::Closed
+            | Self::Refused { .. } => false,
+        }
+    }
+
     pub(super) fn unusable(path: &Path, action: &'static str, source: io::Error) -> Self {
         Self::Unusable { path: path.to_owned(), action, source }
     }

@@ -129,6 +129,25 @@ impl Lock {
     }
 }
 
+/// How long `status` and its like may look into the files of a stopped agent.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Whether another process works with the directory, for longer than a look at it takes. Changes nothing.
+pub fn is_in_use(dir: &Path) -> bool {
+    let Ok(file) = File::open(dir.join(LOCK)) else { return false };
+    let start = Instant::now();
+    loop {
+        match file.try_lock_shared() {
+            Err(fs::TryLockError::WouldBlock) if start.elapsed() < LOOK_TIMEOUT => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(fs::TryLockError::WouldBlock) => return true,
+            // What is wrong with it, opening the store will say.
+            Ok(()) | Err(fs::TryLockError::Error(_)) => return false,
+        }
+    }
+}
+
 /// The pid in a lock file; a holder that has just taken it may need a moment to write it.
 fn holder(file: &mut File) -> u32 {
     let start = Instant::now();

@@ -35,6 +35,8 @@ use inner::Inner;
 
 pub use dump::{Record, salvage, set_aside};
 pub use error::StoreError;
+pub use files::{is_in_use, write_aside};
+pub use open::{Migrations, is_readable_by_this_version};
 
 /// A namespace of records; each has its own order of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -174,7 +176,20 @@ impl Store {
     /// # Errors
     /// See [`StoreError`]; nothing is changed by a refusal.
     pub fn open(dir: &Path, spaces: &[Space], keys: &StoreKeys) -> Result<Self, StoreError> {
-        open::open(dir, spaces, keys).map(|inner| Self(Arc::new(inner)))
+        Self::open_as(dir, spaces, keys, Migrations::Allowed)
+    }
+
+    /// As [`Self::open`], by a process that may not be allowed to change the layout.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(
+        dir: &Path,
+        spaces: &[Space],
+        keys: &StoreKeys,
+        migrations: Migrations,
+    ) -> Result<Self, StoreError> {
+        open::open(dir, spaces, keys, migrations).map(|inner| Self(Arc::new(inner)))
     }
 
     /// Whether there is, or was, a store in `dir`; opens nothing.

@@ -26,8 +26,29 @@ struct Identity {
     store_id: String,
 }
 
-/// See [`super::Store::open`].
-pub fn open(dir: &Path, spaces: &[Space], keys: &StoreKeys) -> Result<Inner, StoreError> {
+/// Whether an older layout may be brought up to ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Migrations {
+    /// Yes.
+    Allowed,
+    /// Not yet: the version that wrote it may come back. Whoever changes [`SCHEMA`] has to work with the layout before it
+    /// as it is, because a new version is on trial in this way.
+    Deferred,
+}
+
+/// Whether the store in `dir`, if there is one, has a layout that this version knows. Opens nothing; where that
+/// cannot be told, opening it will say.
+pub fn is_readable_by_this_version(dir: &Path) -> bool {
+    !matches!(Marker::load(dir), Ok(Some(marker)) if marker.schema > SCHEMA)
+}
+
+/// See [`super::Store::open_as`].
+pub fn open(
+    dir: &Path,
+    spaces: &[Space],
+    keys: &StoreKeys,
+    migrations: Migrations,
+) -> Result<Inner, StoreError> {
     files::prepare_dir(dir)?;
     let lock = Lock::acquire(dir)?;
     let marker = Marker::load(dir)?;
@@ -41,7 +62,7 @@ pub fn open(dir: &Path, spaces: &[Space], keys: &StoreKeys) -> Result<Inner, Sto
     check::mark_open(dir)?;
     let mut ballast = Ballast::new(dir);
     let engine = open_engine(dir, &spaces, &mut ballast)?;
-    let (marker, sealer) = match prove(dir, &engine, keys, marker) {
+    let (marker, sealer) = match prove(dir, &engine, keys, marker, migrations) {
         Ok(proved) => proved,
         Err(e) => {
             if engine.close() {
@@ -129,6 +150,7 @@ fn prove(
     engine: &Engine,
     keys: &StoreKeys,
     marker: Option<Marker>,
+    migrations: Migrations,
 ) -> Result<(Marker, Sealer), StoreError> {
     let record = engine.get(Space::Meta, KEY_RECORD).map_err(|e| error(dir, e))?;
     let record = record.ok_or_else(|| StoreError::damaged(dir, "the record of its key is gone"))?;
@@ -144,7 +166,7 @@ fn prove(
         ));
     }
     let mut wanted = Marker {
-        schema: SCHEMA,
+        schema: migrate(identity.schema, migrations),
         store_id: identity.store_id,
         spaces: marker.as_ref().map(|marker| marker.spaces.clone()).unwrap_or_default(),
     };
@@ -153,6 +175,15 @@ fn prove(
         wanted.save(dir)?;
     }
     Ok((wanted, sealer))
+}
+
+/// The layout that the store has from now on. There is none before [`SCHEMA`] yet: the step from one to the next belongs
+/// here, in one durable batch with the identity.
+fn migrate(found: u32, migrations: Migrations) -> u32 {
+    match migrations {
+        Migrations::Allowed => SCHEMA,
+        Migrations::Deferred => found,
+    }
 }
 
 fn unwrap(
@@ -212,5 +243,23 @@ pub fn error(dir: &Path, error: EngineError) -> StoreError {
         EngineError::Locked => StoreError::Locked { dir: dir.to_owned(), pid: 0 },
         EngineError::Damaged(what) => StoreError::damaged(dir, what),
         EngineError::Failed(what) => StoreError::Failed { dir: dir.to_owned(), what },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_on_trial_leaves_the_layout_and_a_newer_one_is_not_read() {
+        assert_eq!(migrate(SCHEMA - 1, Migrations::Deferred), SCHEMA - 1);
+        assert_eq!(migrate(SCHEMA - 1, Migrations::Allowed), SCHEMA);
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_readable_by_this_version(dir.path()));
+        let marker = |schema| Marker { schema, store_id: "s".into(), spaces: Default::default() };
+        marker(SCHEMA).save(dir.path()).unwrap();
+        assert!(is_readable_by_this_version(dir.path()));
+        marker(SCHEMA + 1).save(dir.path()).unwrap();
+        assert!(!is_readable_by_this_version(dir.path()));
     }
 }

@@ -1,14 +1,16 @@
 """Databases in containers: the way in by the Docker socket."""
 
 import os
+import subprocess
 import time
 
 import pytest
 
 from conftest import config
-from plane import artifact, proto
+from plane import artifact, databases, mariadb, proto, redis
 from plane.agent import wait_until
 from plane.docker import Docker
+from test_up import Host
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("BACKUPY_TEST_NO_DOCKER") == "1", reason="BACKUPY_TEST_NO_DOCKER=1"
@@ -119,3 +121,113 @@ def test_the_dump_ends_with_its_run_or_agent(lab, docker, end):
     if end == "kill":
         agent.start()
         plane.wait_success("r1")
+
+
+class Others:
+    """MariaDB, Redis and a stand-in for MongoDB in containers, and what their dumps must give."""
+
+    def __init__(self, docker):
+        self.server = mariadb.MariaDb()
+        self.maria_password = self.server.password
+        self.server.fill("app")
+        self.content = self.server.content("app")
+        docker.run_mariadb("maria", self.server)
+        self.port, self.redis_password = databases.free_port(), "r'w \\\" :" + os.urandom(8).hex()
+        docker.run_redis("cache", self.port, self.redis_password)
+        wait_until(lambda: self.redis("PING") == "PONG", 30)
+        self.redis("DEBUG", "POPULATE", "5000")
+        self.digest = self.redis("DEBUG", "DIGEST")
+        self.archive = docker.run_mongo_stand_in("mongo")
+
+    def redis(self, *words):
+        """Asks the server in the container."""
+        done = subprocess.run(
+            ["redis-cli", "-p", str(self.port), *words],
+            env={**os.environ, "REDISCLI_AUTH": self.redis_password}, capture_output=True, text=True, timeout=60,
+        )
+        return done.stdout.strip()
+
+    def check_maria(self, dump):
+        """Loaded into a server on this host, it is what was there."""
+        other = mariadb.MariaDb()
+        try:
+            other.restore(dump, "app")
+            assert other.content("app") == self.content
+        finally:
+            other.close()
+
+    def check_redis(self, dump):
+        """A server that starts on it has the same keys."""
+        other = redis.Redis(rdb=dump)
+        try:
+            assert other.ask("DEBUG", "DIGEST") == self.digest
+        finally:
+            other.close()
+
+
+@pytest.fixture(scope="module")
+def others(docker):
+    others = Others(docker)
+    yield others
+    others.server.close()
+
+
+def test_other_engines_come_back(lab, docker, others):
+    lab.secrets |= {others.maria_password, others.redis_password}
+    common = {"port": 0, "host": ""}
+    maria = target(docker, "maria", "maria", database="app", password_secret_ref=others.maria_password, **common)
+    maria["type"] = proto.MARIADB
+    cache = target(
+        docker, "cache", "cache", database="", username="", password_secret_ref=others.redis_password, host="localhost",
+        port=others.port,
+    )
+    cache["type"] = proto.REDIS
+    docs = target(docker, "mongo", "docs", database="", username="backup", **common)
+    docs["type"] = proto.MONGODB
+    plane = plane_with(lab, docker, maria, cache, docs)
+    lab.agent(plane, BACKUPY_DOCKER_SOCKET=docker.socket, BACKUPY_ALLOW_CONTAINERS="maria,cache,mongo")
+    dumps = []
+    for number, version in enumerate(("MariaDB 1", "Redis ", "MongoDB 6.0.5")):
+        plane.run_backup(f"job{number}", f"r{number}", key=KEY)
+        done = plane.wait_success(f"r{number}")
+        assert done["db_engine_version"].startswith(version), done
+        dumps.append(artifact.restore(plane.objects.object(done["s3_key"]), done["compression"], KEY))
+    others.check_maria(dumps[0])
+    others.check_redis(dumps[1])
+    assert dumps[2] == others.archive
+
+
+def test_up_takes_containers(lab, docker, others):
+    lab.secrets |= {others.maria_password, others.redis_password, docker.password}
+    host = Host(lab)
+
+    def backup(name, url, container, password):
+        file = lab.directory / f"{name}-password"
+        file.touch(0o600)
+        file.write_text(password)
+        return {
+            "name": f'"{name}"', "database": f'"{url}"', "container": f'"{container}"',
+            "password": f'"file:{file}"', "every": '"6h"', "keep": "{ last = 3 }",
+        }
+
+    host.write(
+        backup("pg", "postgres://admin@/postgres", "db", docker.password),
+        backup("maria", "mariadb://admin@/app", "maria", others.maria_password),
+        backup("all", "mysql://admin@/", "maria", others.maria_password),
+        backup("cache", f"redis://localhost:{others.port}", "cache", others.redis_password),
+        backup("docs", "mongodb://backup@/", "mongo", docker.password),
+    )
+    host.agent.env["BACKUPY_DOCKER_SOCKET"] = str(docker.socket)
+    host.up()
+    dumps = {}
+    for name in ("pg", "maria", "all", "cache", "docs"):
+        host.ok("backup", name)
+        host.ok("verify", name)
+        out = host.directory / f"{name}.dump"
+        host.ok("restore", name, "--to", out)
+        dumps[name] = out.read_bytes()
+    assert dumps["pg"].startswith(b"PGDMP")
+    others.check_maria(dumps["maria"])
+    assert b"-- Current Database: `mysql`" in dumps["all"]
+    others.check_redis(dumps["cache"])
+    assert dumps["docs"] == others.archive

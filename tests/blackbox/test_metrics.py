@@ -239,6 +239,7 @@ def test_hostile_clients(lab):
         finally:
             client.close()
     # Four that hold the line, one of them a byte at a time, and a fifth that is told so at once.
+    wait_until(lambda: "metrics-conn" not in agent.thread_names(), 20, "nobody left from before")
     held = [scraper.connect(b"GET /metrics HT") for _ in range(4)]
     wait_until(lambda: agent.thread_names().count("metrics-conn") == 4, 20, "four connections")
     fifth = scraper.connect(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -455,7 +455,7 @@ def test_idle_cost_of_up(host):
     switches = (host.agent.context_switches() - before) / 40
     print(f"up: RSS {host.agent.memory() / 2**20:.1f} MiB, {switches:.2f} switches/s")
     assert switches < 2
-    if "release" in agents.COMMAND[0]:
+    if "release" in agents.COMMAND[-1]:
         assert host.agent.memory() < 16 * 2**20
 
 
@@ -469,3 +469,39 @@ def test_nothing_secret_is_left(host):
     for path in host.artifacts():
         assert path.stat().st_mode & 0o007 == 0
     assert os.stat(host.state).st_mode & 0o077 == 0
+
+
+def test_tables_of_modules_that_only_the_application_has(lab):
+    """Full-text and R*Tree tables are copied page by page; our SQLite needs no such modules for that."""
+    host = Host(lab)
+    with sqlite3.connect(host.database) as db:
+        db.executescript(
+            """
+            CREATE VIRTUAL TABLE five USING fts5(title, body);
+            CREATE VIRTUAL TABLE four USING fts4(title);
+            CREATE VIRTUAL TABLE places USING rtree(id, x0, x1);
+            CREATE TRIGGER follow AFTER INSERT ON note BEGIN
+                INSERT INTO five VALUES (new.title, 'by a trigger');
+            END;
+            INSERT INTO note (title) VALUES ('an albatross');
+            INSERT INTO four VALUES ('a booby');
+            INSERT INTO places VALUES (1, 2.0, 3.0);
+            ANALYZE;
+            """
+        )
+    db.close()
+    digest = databases.sqlite_digest(host.database)
+    host.write()
+    host.up()
+    host.ok("backup", "app")
+    run = host.runs()[0]
+    warnings = [line for line in host.agent.log.splitlines() if "WARN" in line and "run " in line]
+    assert not warnings, "nothing about it is worth a warning"
+    assert host.restored(run["run_id"]) == digest
+    said = host.ok("verify", run["run_id"])
+    assert "note: 2001 rows" in said, said
+    copy = sqlite3.connect(host.directory / "restored.db")
+    assert copy.execute("SELECT title FROM five WHERE five MATCH 'albatross'").fetchall() == [("an albatross",)]
+    assert copy.execute("SELECT id FROM places WHERE x0 > 1").fetchall() == [(1,)]
+    copy.close()
+    host.stop()

@@ -9,6 +9,9 @@
 )]
 
 mod docker;
+mod docker_mongodb;
+mod docker_mysql;
+mod docker_redis;
 mod mongodb;
 mod mysql;
 mod mysql_faults;
@@ -25,6 +28,8 @@ mod sqlite_writers;
 mod storage;
 #[path = "../support/docker.rs"]
 mod support_docker;
+#[path = "../support/docker_images.rs"]
+mod support_docker_images;
 #[path = "../support/mariadb.rs"]
 mod support_mariadb;
 #[path = "../support/postgres.rs"]

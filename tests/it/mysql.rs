@@ -43,12 +43,17 @@ pub const FILL: &str = "CREATE TABLE t(id INT PRIMARY KEY, body TEXT, raw BLOB, 
 
 /// Every row and every definition, whatever the database is called.
 pub fn digest(server: &MariaDb, database: &str) -> String {
+    digest_by(&|sql| server.sql(database, sql), database)
+}
+
+/// As [`digest`], of whatever answers SQL.
+pub fn digest_by(ask: &dyn Fn(&str) -> String, database: &str) -> String {
     let rows = "CHECKSUM TABLE t, log; SELECT n FROM v;
         SELECT MD5(GROUP_CONCAT(CONCAT_WS('|', id, body, HEX(raw), n, at) ORDER BY id)) FROM t WHERE id < 500;
         SELECT trigger_name, action_statement FROM information_schema.triggers WHERE trigger_schema = DATABASE();
         SELECT routine_name, routine_definition FROM information_schema.routines WHERE routine_schema = DATABASE() ORDER BY 1;
         SHOW CREATE EVENT e; SELECT LENGTH(body_utf8) FROM mysql.event WHERE db = DATABASE()";
-    let text = server.sql(database, &format!("SET group_concat_max_len = 1 << 24; {rows}"));
+    let text = ask(&format!("SET group_concat_max_len = 1 << 24; {rows}"));
     text.replace(&format!("{database}."), "")
 }
 

@@ -71,6 +71,11 @@ impl Dockerd {
         }
     }
 
+    /// Where the test may put files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("docker.sock")
     }
@@ -104,7 +109,7 @@ impl Dockerd {
     }
 
     /// Makes an image from a root directory.
-    fn import(&self, root: &Path, name: &str) {
+    pub fn import(&self, root: &Path, name: &str) {
         let mut tar = Command::new("tar")
             .arg("-C")
             .arg(root)
@@ -253,6 +258,8 @@ impl Drop for Dockerd {
         if !names.is_empty() {
             self.try_docker(&[&["rm", "-f"], &names[..]].concat());
         }
+        // Their bridges would outlive the daemon.
+        self.try_docker(&["network", "prune", "-f"]);
         let Some(mut child) = self.child.take() else { return };
         let _ = kill_process(Pid::from_child(&child), Signal::TERM);
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -277,7 +284,7 @@ fn cmdline(pid: u32) -> Vec<String> {
 }
 
 /// Copies a program and the libraries it is linked to under `root`.
-fn put(root: &Path, program: &Path) {
+pub fn put(root: &Path, program: &Path) {
     let linked = Command::new("ldd").arg(program).output().expect("ldd");
     let linked = String::from_utf8_lossy(&linked.stdout).into_owned();
     let libraries = linked.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
@@ -290,7 +297,7 @@ fn put(root: &Path, program: &Path) {
     }
 }
 
-fn copy_tree(from: &Path, to: &Path) {
+pub fn copy_tree(from: &Path, to: &Path) {
     let Ok(entries) = fs::read_dir(from) else { return };
     fs::create_dir_all(to).unwrap();
     for entry in entries.flatten() {

@@ -45,20 +45,8 @@ impl MariaDb {
     }
 
     fn init(&self) {
-        let output = as_mysql("mariadb-install-db")
-            .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
-            .arg(format!("--datadir={}", self.data().display()))
-            // The name of its temporary tables is not unique enough for a shared one.
-            .arg(format!("--tmpdir={}", self.dir.path().display()))
-            .output()
-            .expect("MariaDB is installed (apt-get install mariadb-server)");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let literal = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
-        // One statement a line, as the server reads it.
-        let account = format!(
-            "CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{literal}';\nGRANT ALL ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
-        );
-        self.file("init.sql", account.as_bytes());
+        install(&self.data(), self.dir.path());
+        self.file("init.sql", init_sql().as_bytes());
     }
 
     fn launch(&mut self, options: &[&str]) {
@@ -180,6 +168,26 @@ impl Drop for MariaDb {
     }
 }
 
+/// Makes a data directory; `tmp` is for what it needs meanwhile.
+pub fn install(data: &Path, tmp: &Path) {
+    let output = as_mysql("mariadb-install-db")
+        .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
+        .arg(format!("--datadir={}", data.display()))
+        // The name of its temporary tables is not unique enough for a shared one.
+        .arg(format!("--tmpdir={}", tmp.display()))
+        .output()
+        .expect("MariaDB is installed (apt-get install mariadb-server)");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What makes the account of the tests; one statement a line, as the server reads it.
+pub fn init_sql() -> String {
+    let literal = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
+    format!(
+        "CREATE USER IF NOT EXISTS '{USER}'@'%' IDENTIFIED BY '{literal}';\nGRANT ALL ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
+    )
+}
+
 fn as_mysql(program: &str) -> Command {
     let mut command = Command::new(program);
     if let Some((uid, gid)) = account() {
@@ -191,14 +199,14 @@ fn as_mysql(program: &str) -> Command {
 }
 
 /// Gives a file to the server's user.
-fn give(path: &Path) {
+pub fn give(path: &Path) {
     if let Some((uid, gid)) = account() {
         chown(path, Some(uid), Some(gid)).unwrap();
     }
 }
 
 /// The account `mysql`, needed only by root.
-fn account() -> Option<(u32, u32)> {
+pub fn account() -> Option<(u32, u32)> {
     if !rustix::process::getuid().is_root() {
         return None;
     }

@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -109,14 +109,7 @@ impl Redis {
     }
 
     fn try_client(&self) -> Option<Client> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        let mut client = Client(BufReader::new(stream));
-        if let Some(password) = &self.password {
-            client.try_ask(&[b"AUTH", password.as_bytes()])?;
-        }
-        Some(client)
+        Client::connect(([127, 0, 0, 1], self.port).into(), self.password.as_deref())
     }
 
     /// Says one command; its answer, an error with its `-`.
@@ -131,7 +124,48 @@ impl Redis {
 
     /// Keys of every type and encoding, in two databases, some that expire, and a library of functions.
     pub fn fill(&self) {
-        let mut client = self.client();
+        self.client().fill();
+    }
+
+    /// The same for equal content of all databases.
+    pub fn digest(&self) -> String {
+        self.ask(&["DEBUG", "DIGEST"])
+    }
+
+    /// Ends the server at once, as a crash does.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A connection of the tests' own.
+pub struct Client(BufReader<TcpStream>);
+
+impl Client {
+    /// Connects, and logs in where there is a password.
+    pub fn connect(address: SocketAddr, password: Option<&str>) -> Option<Self> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut client = Self(BufReader::new(stream));
+        if let Some(password) = password {
+            client.try_ask(&[b"AUTH", password.as_bytes()])?;
+        }
+        Some(client)
+    }
+
+    /// See [`Redis::fill`].
+    pub fn fill(&mut self) {
+        let client = self;
         client.ask(&["DEBUG", "POPULATE", "5000", "key", "100"]);
         for number in 0..300 {
             let n = number.to_string();
@@ -159,30 +193,6 @@ impl Redis {
         client.ask(&["SET", "elsewhere", "nine"]);
     }
 
-    /// The same for equal content of all databases.
-    pub fn digest(&self) -> String {
-        self.ask(&["DEBUG", "DIGEST"])
-    }
-
-    /// Ends the server at once, as a crash does.
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// A connection of the tests' own.
-pub struct Client(BufReader<TcpStream>);
-
-impl Client {
     pub fn ask(&mut self, words: &[&str]) -> String {
         let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
         self.try_ask(&words).expect("an answer")

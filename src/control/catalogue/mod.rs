@@ -9,6 +9,7 @@
 //! | | `gone/KEY` | the object is to be removed, manifest first |
 //! | | `check/NAME` | [`Mark`](super::checks::Mark): what people were told of the check |
 //! | | `meta/seen`, `meta/storage`, `meta/exported/ID` | last time seen, the storage's id, exports of the key |
+//! | | `alarm/BACKUP`, `tell/CHANNEL/ID` | what people were told, and still have to hear: [`told`] |
 //! | schedule | BACKUP | [`Mark`] |
 //!
 //! Every change is one durable batch. An object that the catalogue once issued is either a run's artifact, or
@@ -22,6 +23,7 @@ mod rebuild;
 mod record;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +40,7 @@ use crate::store::{Batch, Space, Store};
 pub use error::CatalogueError;
 pub use rebuild::{RebuildError, Rebuilt};
 pub use record::{Arrived, ArtifactState, Run, State, Upload, Verified};
+pub use told::Alarm;
 
 use record::Gone;
 

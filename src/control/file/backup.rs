@@ -8,12 +8,14 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::notify::ping;
 use super::parse::ELSEWHERE;
 use super::reader::{At, Report, Section};
 use super::{Backup, url};
 use crate::calendar::duration;
 use crate::config::{MIN_RATE, parse_rate};
 use crate::control::keep::Rule;
+use crate::control::notify::shrink;
 use crate::control::schedule::{CronLine, Schedule};
 use crate::model::{Compression, Connection, Engine, RetryPolicy, Target, Way};
 use crate::runs::hooks::check_list;
@@ -132,6 +134,8 @@ fn backup(
     let upload_bytes_per_sec = upload_limit(&section);
     let pre_hooks = hook_list(&section, "pre_hooks", "pre");
     let post_hooks = hook_list(&section, "post_hooks", "post");
+    let ping = ping(&section);
+    let shrink_alarm = shrink_alarm(&section);
     if let (Some(place), Some((engine, connection))) = (globals, &target) {
         check_globals(&section, place, name.as_deref(), *engine, connection);
     }
@@ -149,6 +153,8 @@ fn backup(
         upload_bytes_per_sec,
         pre_hooks,
         post_hooks,
+        ping,
+        shrink_alarm,
     })
 }
 
@@ -264,6 +270,11 @@ fn take_container(
         || !container.value.starts_with(|c: char| c.is_ascii_alphanumeric())
     {
         report.problem(&container.span, "`container` is the name or id of a container");
+    } else if engine == Engine::Redis && connection.way == Way::UnixSocket {
+        report.problem(
+            &container.span,
+            "a Redis socket inside a container cannot be reached from here; leave it out of the URL, and Docker is asked for the address",
+        );
     }
     connection.way = Way::DockerExec;
     connection.container = container.value;
@@ -365,6 +376,21 @@ fn upload_limit(section: &Section<'_, '_>) -> u64 {
         );
         0
     })
+}
+
+/// Percent of its predecessors below which a run is told; `None` = off.
+fn shrink_alarm(section: &Section<'_, '_>) -> Option<u32> {
+    let form = "a share such as \"50%\", from 1% to 99%, or false";
+    let Some(text) = section.string_or_false("shrink_alarm", form) else {
+        return Some(shrink::PERCENT);
+    };
+    let word = text.value?;
+    let percent = word.strip_suffix('%').and_then(|digits| digits.trim().parse().ok());
+    let percent = percent.filter(|percent| (1..=99).contains(percent));
+    if percent.is_none() {
+        section.report().problem(&text.span, format_args!("`shrink_alarm` must be {form}"));
+    }
+    percent
 }
 
 fn hook_list(section: &Section<'_, '_>, key: &'static str, kind: &str) -> Vec<String> {

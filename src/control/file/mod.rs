@@ -38,9 +38,9 @@
 //! | `[keys]` | `master` | `STATE_DIR/master.key` | absolute; outside the storage |
 //! | `[maintenance]` | `start`, `end` | – | `HH:MM` UTC; no scheduled run starts in between |
 //! | `[[backup]]` | `name` | required | letters, digits, `.`, `_`, `-`; at most 64 |
-//! | | `database` | required | see [`url`] |
+//! | | `database` | required | its URL, such as `postgres://user@host/name` or `sqlite:///srv/app.db`; see [`url`] |
 //! | | `password` | – | `env:NAME`, `file:/path`, or the password itself (with a warning) |
-//! | | `container` | – | the dump tool of this container's own image, by way of Docker; a URL without a host then means its own socket |
+//! | | `container` | – | the dump tool of this container's own image, by way of Docker; a URL without a host then means its own socket (MongoDB: its `localhost`). Redis is dialled at the address that Docker tells |
 //! | | `globals` | false | PostgreSQL's roles and tablespaces too, as a backup of their own named `NAME-globals` (same schedule and rules, no hooks); a superuser's login is needed |
 //! | | `cron` / `every` | one of them | five fields or `@daily`; `30m`, `6h`, `1d` |
 //! | | `keep` | everything (a warning) | `last` and `days` |
@@ -50,6 +50,20 @@
 //! | | `pre_hooks` | – | shell commands before the dump; one that fails fails the run |
 //! | | `post_hooks` | – | shell commands after it, whatever came of it; see [`crate::runs::hooks`] |
 //! | | `upload_limit` | – | `2MiB/s`: what its upload may take; at least 16 KiB/s |
+//! | | `ping` | – | URL (or `env:`, `file:`) of a monitor such as healthchecks.io; see [`super::notify::ping`] |
+//! | | `shrink_alarm` | `"50%"` | tell of a run smaller than this share of its predecessors; `false` = never |
+//! | `[[notify]]` | `webhook` / `email` / `telegram` | one of them | URL (or `env:`, `file:`); a table each, below |
+//! | | `name` | the kind | as of a backup |
+//! | | `on` | all | `["failure", "recovery", "missed", "shrunk"]` |
+//! | | `template`, `headers` | see [`super::notify::webhook`] | of a webhook: JSON with `{{title}}`, `{{text}}` …; names and references |
+//! | | `insecure_http` | false | of a webhook: plain HTTP to another machine |
+//! | | `ca_file` | – | a trust root beside the system's, PEM |
+//! | `email` | `to`, `from` | required | addresses; `to` may be a list |
+//! | | `server` | required | `smtps://USER@HOST:465`, or `smtp://USER@HOST:587` with STARTTLS |
+//! | | `password` | – | a reference; goes with a user in `server` |
+//! | | `insecure` | false | no TLS; only to this machine |
+//! | `telegram` | `token`, `chat` | required | a reference; a number in quotes or `@channel` |
+//! | | `api`, `insecure_http` | `https://api.telegram.org` | a Bot API server of one's own |
 //! | `[[check]]` | `name` | required | as of a backup |
 //! | | `url` / `tcp` | one of them | `http://…`, `https://…`; `host:port` |
 //! | | `interval` | `60s` | `5s` to `1d` |
@@ -61,6 +75,7 @@
 mod backup;
 mod check;
 mod flags;
+mod notify;
 mod parse;
 mod reader;
 mod storage;
@@ -73,15 +88,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keep;
-use super::notify::OnFailure;
+use super::notify::ping::Pings;
+use super::notify::{Channel, OnFailure, Way, command};
 use super::schedule::plan::Entry;
 use super::schedule::{Schedule, Window};
 use crate::model::{
     Advanced, AgentConfig, Check, Compression, Job, Maintenance, RetryPolicy, Target,
 };
+use crate::secret::Secret;
 
 pub use flags::Flags;
-pub use parse::{load, parse};
+pub use parse::{load, parse, state_dir_in};
 pub use reader::Problem;
 
 pub use super::storage::StorageSettings;
@@ -115,6 +132,10 @@ pub struct Backup {
     pub post_hooks: Vec<String>,
     /// Bytes per second that its upload may take; 0 = as fast as it goes.
     pub upload_bytes_per_sec: u64,
+    /// The URL of its monitor, or a reference to it; a secret.
+    pub ping: Option<Secret>,
+    /// Percent of its predecessors below which a run is told; `None` = off.
+    pub shrink_alarm: Option<u32>,
 }
 
 /// All that the file (or the flags) say, checked.
@@ -140,6 +161,8 @@ pub struct Settings {
     pub backups: Vec<Backup>,
     /// The health checks.
     pub checks: Vec<Check>,
+    /// The channels that have a section.
+    pub notify: Vec<Channel>,
     /// Doubtful, but not wrong.
     pub warnings: Vec<Problem>,
 }
@@ -168,14 +191,39 @@ impl Settings {
         self.backups.iter().find(|backup| backup.name == name)
     }
 
-    /// The command for failures, without a look at the passwords of the databases.
-    pub fn failure_hook(&self) -> Option<OnFailure> {
-        let command = self.on_failure.clone()?;
-        let variable = |backup: &Backup| {
-            let reference = &backup.target.connection.password_ref;
-            reference.expose().strip_prefix("env:").map(str::to_owned)
+    /// Every way to people: the command, those with a section, the pings.
+    pub fn channels(&self) -> Vec<Channel> {
+        let unnamed = |name: &str, way| Channel {
+            name: name.to_owned(),
+            topics: Vec::new(),
+            ca_file: None,
+            way,
         };
-        Some(OnFailure { command, hidden: self.backups.iter().filter_map(variable).collect() })
+        let command = self.failure_hook().map(|hook| Way::Command(hook, command::TIMEOUT));
+        let pings: Pings = self
+            .backups
+            .iter()
+            .filter_map(|backup| Some((backup.name.clone(), backup.ping.clone()?)))
+            .collect();
+        let mut channels: Vec<Channel> =
+            command.map(|way| unnamed(notify::COMMAND, way)).into_iter().collect();
+        channels.extend(self.notify.iter().cloned());
+        if !pings.is_empty() {
+            channels.push(unnamed(notify::PINGS, Way::Pings(pings)));
+        }
+        channels
+    }
+
+    /// The command for failures, without a look at the passwords of the databases and the channels.
+    fn failure_hook(&self) -> Option<OnFailure> {
+        let command = self.on_failure.clone()?;
+        let passwords = self.backups.iter().map(|backup| &backup.target.connection.password_ref);
+        let pings = self.backups.iter().filter_map(|backup| backup.ping.as_ref());
+        let secrets = self.notify.iter().flat_map(|channel| channel.way.secrets());
+        let references = passwords.chain(pings).chain(secrets);
+        let variable =
+            |reference: &Secret| reference.expose().strip_prefix("env:").map(str::to_owned);
+        Some(OnFailure { command, hidden: references.filter_map(variable).collect() })
     }
 }
 

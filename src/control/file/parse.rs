@@ -8,6 +8,7 @@ use toml::de::DeTable;
 
 use super::backup::backups;
 use super::check::checks;
+use super::notify::channels;
 use super::reader::{At, Problem, Report, Section};
 use super::storage::storage;
 use super::{FILE_MAX, STATE_DIR, Settings};
@@ -16,7 +17,7 @@ use crate::control::schedule::Window;
 use crate::model::Maintenance;
 
 /// Keys that people put into the wrong table, and where they belong.
-pub(super) const ELSEWHERE: [(&str, &str); 14] = [
+pub(super) const ELSEWHERE: [(&str, &str); 18] = [
     ("state_dir", "at the top, before the first [table]"),
     ("on_failure", "at the top, before the first [table]"),
     ("max_parallel", "at the top, before the first [table]"),
@@ -29,6 +30,10 @@ pub(super) const ELSEWHERE: [(&str, &str); 14] = [
     ("secret_key", "under [storage.s3]"),
     ("master", "under [keys]"),
     ("retention", "under [[backup]] as keep = { last = 7, days = 30 }"),
+    ("webhook", "under [[notify]]"),
+    ("email", "under [[notify]]"),
+    ("telegram", "under [[notify]]"),
+    ("ping", "under [[backup]]"),
     ("backups", "in one [[backup]] for each of them"),
     ("schedule", "under [[backup]] as cron = \"0 3 * * *\" or every = \"6h\""),
 ];
@@ -57,6 +62,15 @@ pub fn load(path: &Path) -> Result<Settings, Vec<Problem>> {
         vec![Problem { line, message: "not UTF-8 text".to_owned() }]
     })?;
     parse(&text)
+}
+
+/// The state directory that a file names, whatever else may be wrong with it; `None` if it names none.
+pub fn state_dir_in(path: &Path) -> Option<PathBuf> {
+    let mut text = String::new();
+    std::fs::File::open(path).ok()?.take(FILE_MAX).read_to_string(&mut text).ok()?;
+    let (table, _) = DeTable::parse_recoverable(&text);
+    let dir = PathBuf::from(table.get_ref().get("state_dir")?.get_ref().as_str()?);
+    dir.is_absolute().then_some(dir)
 }
 
 /// Checks the text of a file.
@@ -97,6 +111,7 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
     let maintenance = maintenance(&section);
     let backups = backups(&section);
     let checks = checks(&section);
+    let notify = channels(&section);
     apart(&section, state_dir.as_ref(), directory.as_ref(), master_key.as_ref());
     section.finish(&ELSEWHERE);
     let (window, maintenance) = maintenance.unzip();
@@ -111,6 +126,7 @@ fn top(section: Section<'_, '_>) -> Option<Settings> {
         metrics_listen,
         backups,
         checks,
+        notify,
         warnings: Vec::new(),
     })
 }

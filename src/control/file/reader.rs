@@ -192,6 +192,48 @@ impl<'r, 'i> Section<'r, 'i> {
         Some(texts)
     }
 
+    /// A text, or a list of texts.
+    pub(super) fn string_or_list(&self, key: &'static str, form: &str) -> Option<Vec<At<String>>> {
+        match self.get(key)?.get_ref() {
+            DeValue::Array(_) => self.strings(key, form),
+            _ => self.string(key, form).map(|text| vec![text]),
+        }
+    }
+
+    /// A text, or `false` (`None` within).
+    pub(super) fn string_or_false(
+        &self,
+        key: &'static str,
+        form: &str,
+    ) -> Option<At<Option<String>>> {
+        let value = self.get(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(false) => Some(At { value: None, span: value.span() }),
+            DeValue::String(_) => {
+                let At { value, span } = self.string(key, form)?;
+                Some(At { value: Some(value), span })
+            }
+            _ => self.wrong(key, value, form),
+        }
+    }
+
+    /// A table of texts, whatever their names are.
+    pub(super) fn texts(
+        &self,
+        key: &'static str,
+        form: &str,
+    ) -> Option<Vec<(At<String>, At<String>)>> {
+        let value = self.get(key)?;
+        let DeValue::Table(table) = value.get_ref() else { return self.wrong(key, value, form) };
+        let mut texts = Vec::new();
+        for (name, item) in table.iter() {
+            let DeValue::String(text) = item.get_ref() else { return self.wrong(key, item, form) };
+            let name = At { value: name.get_ref().to_string(), span: name.span() };
+            texts.push((name, At { value: text.to_string(), span: item.span() }));
+        }
+        Some(texts)
+    }
+
     /// A table under this one.
     pub(super) fn section(
         &self,

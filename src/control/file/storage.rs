@@ -99,7 +99,7 @@ fn bucket(storage: &Section<'_, '_>) -> Option<At<StorageSettings>> {
     Some(At { value: StorageSettings::S3(Box::new(settings)), span })
 }
 
-fn is_literal(reference: &Secret) -> bool {
+pub(super) fn is_literal(reference: &Secret) -> bool {
     let text = reference.expose();
     !text.is_empty() && !text.starts_with("env:") && !text.starts_with("file:")
 }

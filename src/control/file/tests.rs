@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::model::{Engine, Way};
+use crate::model::{Engine, Target, Way};
 
 const GOOD: &str = r#"
 state_dir = "/var/lib/backupy"
@@ -231,6 +231,23 @@ fn a_container_is_another_way_in() {
     assert!(problems(&no_container)[0].1.contains("names no host"));
     assert!(settings.warnings[0].message.contains("`keep`"));
     assert!(problems(&text.replace("db-1", "--rm"))[0].1.contains("`container`"));
+    for (url, engine, host) in [
+        ("mariadb://u@/x", Engine::MariaDb, ""),
+        ("mysql://u@/", Engine::MySql, ""),
+        ("mysql://u@/x?socket=/run/my.sock", Engine::MySql, "/run/my.sock"),
+        ("mongodb://u@/x", Engine::MongoDb, "mongodb://localhost/x"),
+        ("redis://", Engine::Redis, ""),
+        ("rediss://cache.internal", Engine::Redis, "cache.internal"),
+    ] {
+        let settings = parse(&text.replace("postgres://u@localhost/x", url)).unwrap();
+        let Target { engine: found, connection, .. } = &settings.backups[0].target;
+        assert_eq!((*found, connection.host.as_str()), (engine, host), "{url}");
+        assert_eq!(connection.way, Way::DockerExec);
+    }
+    let socket = "redis:///?host=/run/redis.sock";
+    assert!(
+        problems(&text.replace("postgres://u@localhost/x", socket))[0].1.contains("a Redis socket")
+    );
 }
 
 #[test]

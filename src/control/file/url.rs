@@ -95,18 +95,23 @@ impl std::error::Error for UrlError {}
 /// # Errors
 /// See [`UrlError`].
 pub fn parse(text: &str) -> Result<(Engine, Connection), UrlError> {
-    let (engine, connection) = parse_in_container(text)?;
+    let (engine, connection) = read(text, None)?;
     if engine != Engine::Sqlite && connection.host.is_empty() {
         return Err(UrlError::NoHost);
     }
     Ok((engine, connection))
 }
 
-/// As [`parse`]; a URL without a host means the socket that the container's own tools use.
+/// As [`parse`]; a URL without a host means the socket that the container's own tools use (for MongoDB `localhost`).
 ///
 /// # Errors
 /// See [`UrlError`].
 pub fn parse_in_container(text: &str) -> Result<(Engine, Connection), UrlError> {
+    read(text, Some("localhost"))
+}
+
+/// `own` is the host of a MongoDB URI that names none.
+fn read(text: &str, own: Option<&str>) -> Result<(Engine, Connection), UrlError> {
     if text.len() > TEXT_MAX {
         return Err(UrlError::TooLong);
     }
@@ -124,7 +129,8 @@ pub fn parse_in_container(text: &str) -> Result<(Engine, Connection), UrlError> 
         return Ok((engine, sqlite(rest)?));
     }
     if engine == Engine::MongoDb {
-        return Ok((engine, mongodb(scheme, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?));
+        let rest = rest.strip_prefix("//").ok_or(UrlError::Scheme)?;
+        return Ok((engine, mongodb(scheme, rest, own)?));
     }
     let mut connection = server(engine, rest.strip_prefix("//").ok_or(UrlError::Scheme)?)?;
     if matches!(scheme.to_ascii_lowercase().as_str(), "rediss" | "valkeys")
@@ -154,14 +160,16 @@ fn sqlite(rest: &str) -> Result<Connection, UrlError> {
 }
 
 /// The URI goes on as the host, but for what must not be written anywhere.
-fn mongodb(scheme: &str, rest: &str) -> Result<Connection, UrlError> {
+fn mongodb(scheme: &str, rest: &str, own: Option<&str>) -> Result<Connection, UrlError> {
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let (login, places) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (username, password) = login.split_once(':').unwrap_or((login, ""));
-    if places.is_empty() {
-        return Err(UrlError::NoHost);
-    }
+    let places = match (places, own) {
+        ("", Some(own)) => own,
+        ("", None) => return Err(UrlError::NoHost),
+        (places, _) => places,
+    };
     let srv = scheme.eq_ignore_ascii_case("mongodb+srv");
     for place in places.split(',') {
         let (host, port) = host_and_port(place)?;
@@ -238,7 +246,7 @@ fn option(connection: &mut Connection, pair: &str) -> Result<(), UrlError> {
     Ok(())
 }
 
-fn host_and_port(place: &str) -> Result<(String, u32), UrlError> {
+pub(super) fn host_and_port(place: &str) -> Result<(String, u32), UrlError> {
     let (host, port) = if let Some(rest) = place.strip_prefix('[') {
         let (address, port) = rest.split_once(']').ok_or(UrlError::Host)?;
         address.parse::<std::net::Ipv6Addr>().map_err(|_| UrlError::Host)?;
@@ -269,7 +277,7 @@ fn host_and_port(place: &str) -> Result<(String, u32), UrlError> {
 }
 
 /// Percent-decodes; control characters are refused in any form.
-fn decode(text: &str) -> Result<String, UrlError> {
+pub(super) fn decode(text: &str) -> Result<String, UrlError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

@@ -32,6 +32,8 @@ pub(super) struct Tracked {
     pub sent: u32,
     /// The agent needs another order for its next attempt.
     pub wants_order: bool,
+    /// Whether it was said that the agent works on it.
+    pub said: bool,
 }
 
 /// A change that a follower is told about; it looks up the rest.
@@ -107,6 +109,7 @@ impl Board {
                 percent: 0,
                 sent: 0,
                 wants_order: false,
+                said: false,
             },
         );
     }
@@ -148,6 +151,20 @@ impl Board {
         run.wants_order |= asks == Asks::NewAttempt;
         self.changed(&update.run_id);
         asks
+    }
+
+    /// The clock jumped, or the machine slept.
+    pub fn clock_jumped(&mut self, jump_ms: i64, now_ms: u64) {
+        for run in self.open.values_mut() {
+            run.open.clock_jumped(jump_ms, now_ms);
+        }
+    }
+
+    /// The backup of a run that the agent works on, the first time.
+    pub fn first_work(&mut self, run_id: &str) -> Option<String> {
+        let run = self.open.get_mut(run_id).filter(|run| run.open.stage == Stage::Running)?;
+        let said = std::mem::replace(&mut run.said, true);
+        (!said).then(|| run.backup.clone())
     }
 
     /// The agent has taken a run on.

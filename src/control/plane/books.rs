@@ -35,7 +35,7 @@ use crate::control::storage::{
 use crate::control::view::RunView;
 use crate::model::UploadCreds;
 use crate::secret::{Secret, SecretBytes};
-use crate::store::{Store, StoreKeys};
+use crate::store::{Migrations, Store, StoreKeys};
 use crate::wire::BackupCompleted;
 
 /// Name of the control plane's own store in the state directory.
@@ -97,8 +97,9 @@ impl Books {
         settings: &Settings,
         agent_key: &Secret,
         reach: &Reach,
+        migrations: Migrations,
     ) -> Result<Self, BooksError> {
-        let catalogue = open_catalogue(&settings.state_dir, agent_key)?;
+        let catalogue = open_catalogue(&settings.state_dir, agent_key, migrations)?;
         let storage = match catalogue.storage_id()? {
             Some(id) => settings.storage.open_known(reach, &id)?,
             None => {
@@ -158,7 +159,7 @@ impl Books {
     ) -> Result<Self, BooksError> {
         let agent_key =
             existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
-        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        let catalogue = open_catalogue(state_dir, &agent_key, Migrations::Allowed)?;
         let id = catalogue.storage_id()?;
         let opened = match (storage, &id) {
             (StorageSettings::S3(bucket), Some(id)) => {
@@ -186,7 +187,7 @@ impl Books {
         let agent_key = private_dir(state_dir)
             .and_then(|()| agent_key(state_dir))
             .map_err(|error| BooksError::AgentKey(error.to_string()))?;
-        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        let catalogue = open_catalogue(state_dir, &agent_key, Migrations::Allowed)?;
         match catalogue.storage_id()? {
             Some(known) => opened.is_known_as(&known)?,
             None => catalogue.set_storage_id(opened.id())?,
@@ -205,7 +206,7 @@ impl Books {
     ) -> Result<Self, BooksError> {
         let agent_key =
             existing_agent_key(state_dir).map_err(|e| BooksError::AgentKey(e.to_string()))?;
-        let catalogue = open_catalogue(state_dir, &agent_key)?;
+        let catalogue = open_catalogue(state_dir, &agent_key, Migrations::Allowed)?;
         Ok(Self::new(catalogue, storage.clone(), master.clone()))
     }
 
@@ -482,6 +483,20 @@ impl Books {
         Ok((last, self.catalogue.newest_good(backup)?.as_ref().map(view)))
     }
 
+    /// The sizes of the good runs before this one, newest first; also of those that a keep rule let go since.
+    pub(super) fn sizes_before(
+        &self,
+        backup: &str,
+        run_id: &str,
+        most: usize,
+    ) -> Result<Vec<u64>, BooksError> {
+        let runs = self.catalogue.runs(Some(backup), usize::MAX)?;
+        let before = runs.iter().skip_while(|run| run.run_id != run_id).skip(1);
+        let good = before.filter(|run| run.is_good() || run.artifact == ArtifactState::Deleted);
+        let sizes = good.filter_map(|run| run.object.as_ref()).map(|object| object.size_bytes);
+        Ok(sizes.take(most).collect())
+    }
+
     /// Makes the catalogue agree with the storage; what was found.
     ///
     /// # Errors
@@ -544,9 +559,13 @@ fn probe(s3: &S3) -> Result<(), BooksError> {
     }
 }
 
-fn open_catalogue(state_dir: &Path, agent_key: &Secret) -> Result<Catalogue, BooksError> {
+fn open_catalogue(
+    state_dir: &Path,
+    agent_key: &Secret,
+    migrations: Migrations,
+) -> Result<Catalogue, BooksError> {
     let keys = StoreKeys { current: agent_key.clone(), previous: None };
-    Ok(Catalogue::new(Store::open(&state_dir.join(STORE_DIR), &SPACES, &keys)?))
+    Ok(Catalogue::new(Store::open_as(&state_dir.join(STORE_DIR), &SPACES, &keys, migrations)?))
 }
 
 /// What the catalogue will never take must not be offered for ever.

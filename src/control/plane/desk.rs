@@ -102,7 +102,10 @@ impl Plane {
             // BackupCompleted has said it with the artifact's size and hash.
             JobStatus::Success => Ok(()),
             JobStatus::Queued | JobStatus::Running | JobStatus::Unspecified => {
-                if self.board().update(update, now_ms) == Asks::NewAttempt {
+                // Not in the condition: the board's lock would be held below.
+                let asks = self.board().update(update, now_ms);
+                self.working(&update.run_id);
+                if asks == Asks::NewAttempt {
                     self.order_waiting(now_ms);
                 }
                 Ok(())
@@ -121,6 +124,7 @@ impl Plane {
                     report.size_bytes,
                     report.s3_key
                 );
+                self.stored(&backup, report, now_ms);
                 self.nudge();
                 Ok(())
             }

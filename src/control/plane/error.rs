@@ -43,6 +43,16 @@ impl BooksError {
         }
     }
 
+    /// Whether another process may do better at once.
+    pub fn wants_restart(&self) -> bool {
+        match self {
+            Self::Store(error) | Self::Catalogue(CatalogueError::Store(error)) => {
+                error.wants_restart()
+            }
+            _ => false,
+        }
+    }
+
     /// The exit code of a command that ends with this.
     pub fn exit(&self) -> Exit {
         match self {

@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | `schedule` | what is due, late or released | the nudge channel, until the next time that matters |
 //! | `http-accept`, `http-conn` | the agent's session, uploads | `poll(2)` |
-//! | `notify` | the `on_failure` command | its queue, the command |
+//! | `notify` | one way to people each: a command, a webhook … | its queue, the other side |
 //!
 //! A run is durable before its agent hears of it, and its end is durable before its agent's report is
 //! confirmed. The board (memory) knows the moment, the books (disk) know the truth; the board's lock is
@@ -23,6 +23,7 @@ mod desk;
 mod error;
 mod runs;
 mod status;
+mod telling;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,7 +37,7 @@ pub use error::BooksError;
 
 use super::file::Settings;
 use super::manifest::Trigger;
-use super::notify::Notifier;
+use super::notify::{Notifier, Tester};
 use super::schedule::Planner;
 use super::session::Command;
 use super::view::RunView;
@@ -119,6 +120,7 @@ impl Plane {
         now_ms: u64,
     ) -> Result<Self, BooksError> {
         let planner = Planner::new(settings.entries(), settings.window, books.marks()?);
+        books.catalogue().keep_alarms(&|name| settings.backup(name).is_some())?;
         let standings = checks::recall(&books, &settings, now_ms)?;
         let mut board = Board::new(Arc::new(settings), now_ms, planner);
         board.checks = standings;
@@ -160,6 +162,15 @@ impl Plane {
         self.board().settings.clone()
     }
 
+    /// Notes, before the next [`Self::tick`], that the clock was set or that the machine slept for so long.
+    pub fn clock_jumped(&self, jump_ms: i64, now_ms: u64) {
+        let sec = jump_ms / 1000;
+        log::warn!(
+            "the clock jumped by {sec} s, or this machine slept: schedules go by its new time"
+        );
+        self.board().clock_jumped(jump_ms, now_ms);
+    }
+
     /// Does what is due and returns when to look again, Unix milliseconds.
     pub fn tick(&self, now_ms: u64) -> u64 {
         if let Err(error) = self.0.books.saw(now_ms) {
@@ -173,6 +184,18 @@ impl Plane {
         let given_up = self.0.books.give_up_uploads(now_ms);
         let tidied = self.0.books.tidy(&self.settings(), now_ms);
         planned.min(watched).min(tidied).min(looked).min(given_up).min(checked)
+    }
+
+    /// Returns once the board was free and the books could be read.
+    ///
+    /// # Errors
+    /// When the books cannot be read, and another process may do better.
+    pub fn answers(&self) -> Result<(), BooksError> {
+        drop(self.board());
+        match self.0.books.marks() {
+            Err(error) if error.wants_restart() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Begins a run that a person asked for, or finds the open one; returns its id.
@@ -261,16 +284,22 @@ impl Plane {
             }
         }
         board.planner.reload(settings.entries(), settings.window);
-        self.notifier().set_command(settings.failure_hook());
+        let channels = settings.channels();
         let gone = board.checks.keep(&settings.checks);
         board.settings = Arc::new(settings);
         drop(board);
         gone.iter().for_each(|name| checks::note(&self.0.books, name, &Default::default()));
+        self.notifier().set_channels(channels);
         self.nudge();
         Ok(told)
     }
 
-    /// Lets a running `on_failure` command end, for a while.
+    /// For a test of the ways to people.
+    pub fn testers(&self) -> Vec<Tester> {
+        self.notifier().testers()
+    }
+
+    /// Lets what people are being told arrive, for a while.
     pub fn stop(&self, grace: Duration) {
         self.notifier().stop(grace);
     }

@@ -39,7 +39,7 @@ impl Plane {
             match self.begin(backup, Some(&start), now_ms) {
                 Ok(_) => self.board().planner.accept(&start.backup, start.mark),
                 Err(error) => {
-                    self.missed(&start, &error);
+                    self.missed(&start, &error, now_ms);
                     again_ms = again_ms.min(now_ms + AGAIN_MS);
                 }
             }
@@ -69,15 +69,16 @@ impl Plane {
     }
 
     /// A run that was due could not even be begun.
-    fn missed(&self, start: &Start, error: &BooksError) {
+    fn missed(&self, start: &Start, error: &BooksError, now_ms: u64) {
         log::error!("the backup {} is due and cannot be started: {error}", start.backup);
         if self.board().first_miss(&start.backup, start.slot.at_ms) {
-            self.notifier().tell(Failure {
+            let what = Failure {
                 name: start.backup.clone(),
                 run_id: String::new(),
                 status: "missed".into(),
                 error: error.to_string(),
-            });
+            };
+            self.alarm(what, now_ms);
         }
     }
 
@@ -153,12 +154,13 @@ impl Plane {
             run.backup.clone()
         };
         log::error!("run {run_id} of {backup} cannot start yet: {error}");
-        self.notifier().tell(Failure {
+        let what = Failure {
             name: backup,
             run_id: run_id.to_owned(),
             status: "late".into(),
             error: error.to_string(),
-        });
+        };
+        self.alarm(what, now_ms);
     }
 
     /// Tells of open runs that are late, and gives the lost ones up; returns when to look again.
@@ -185,20 +187,21 @@ impl Plane {
             if lost {
                 self.give_up(&run_id, &backup, &late, now_ms);
             } else {
-                self.late(&run_id, &backup, &late);
+                self.late(&run_id, &backup, &late, now_ms);
             }
         }
         again_ms
     }
 
-    fn late(&self, run_id: &str, backup: &str, late: &Late) {
+    fn late(&self, run_id: &str, backup: &str, late: &Late, now_ms: u64) {
         log::error!("run {run_id} of {backup} is late: {late}");
-        self.notifier().tell(Failure {
+        let what = Failure {
             name: backup.to_owned(),
             run_id: run_id.to_owned(),
             status: "late".into(),
             error: late.to_string(),
-        });
+        };
+        self.alarm(what, now_ms);
     }
 
     fn give_up(&self, run_id: &str, backup: &str, late: &Late, now_ms: u64) {
@@ -229,12 +232,13 @@ impl Plane {
             return Ok(());
         }
         log::error!("run {run_id} of {} failed: {error}", run.backup);
-        self.notifier().tell(Failure {
+        let what = Failure {
             name: run.backup,
             run_id: run_id.to_owned(),
             status: "failed".into(),
             error: error.to_owned(),
-        });
+        };
+        self.alarm(what, now_ms);
         Ok(())
     }
 }

@@ -32,6 +32,8 @@ impl Plane {
             settings.backups.iter().map(|b| self.backup_status(b, now_ms, &mut problems)).collect();
         let checks: Vec<Value> =
             settings.checks.iter().map(|c| self.check_status(c, &mut problems)).collect();
+        let (channels, silent) = self.notifier().status();
+        problems.extend(silent);
         let (connected, heard_ms, version) = {
             let board = self.board();
             (board.line.is_some(), board.heard_ms, board.config_version)
@@ -43,6 +45,7 @@ impl Plane {
             "config_version": version,
             "backups": backups,
             "checks": checks,
+            "notify": channels,
             "warnings": warnings.as_slice(),
         });
         (control, problems)

@@ -12,12 +12,14 @@ use crate::config::{Flags, HostConfig};
 use crate::control::connect::Agents;
 use crate::control::file;
 use crate::control::http::{Limits, Server};
+use crate::control::notify::Means;
 use crate::control::server;
 use crate::control::session::{Desk, Line, Timing};
 use crate::control::storage::Reach;
 use crate::hex::hex;
 use crate::model::{Trust, UploadCreds};
 use crate::secret::Secret;
+use crate::store::Migrations;
 use crate::thread::Cancel;
 use crate::wire::{
     Ack, AgentMessage, BackupCompleted, Header, HealthResult, JobStatus, JobUpdate, Register,
@@ -58,8 +60,13 @@ impl Bench {
     fn open(dir: tempfile::TempDir, backups: &str) -> Self {
         std::fs::create_dir_all(dir.path().join("state")).unwrap();
         let settings = settings(dir.path(), backups);
-        let books = Books::open(&settings, &Secret::new("bkpy_test_key"), &reach()).unwrap();
-        let notifier = Notifier::start(settings.failure_hook(), PATIENCE).unwrap();
+        let books =
+            Books::open(&settings, &Secret::new("bkpy_test_key"), &reach(), Migrations::Allowed)
+                .unwrap();
+        let host = reach();
+        let means = Means { proxy: host.proxy, policy: host.policy };
+        let kept = Some(books.catalogue().clone());
+        let notifier = Notifier::start(settings.channels(), means, kept).unwrap();
         let plane = Plane::new(settings, books, notifier, Patience::default(), unix_ms()).unwrap();
         let agents = Agents::new([]).unwrap();
         let (timing, limits) = (Timing::default(), Limits::default());
@@ -477,7 +484,8 @@ fn another_master_key_is_refused_with_and_without_a_catalogue() {
     drop((server, plane));
     swap_key(dir.path());
     let settings = settings(dir.path(), APP);
-    let open = || Books::open(&settings, &Secret::new("bkpy_test_key"), &reach());
+    let open =
+        || Books::open(&settings, &Secret::new("bkpy_test_key"), &reach(), Migrations::Allowed);
     let error = open().unwrap_err();
     assert!(error.to_string().starts_with("1 backups in the storage cannot be opened"), "{error}");
     std::fs::remove_dir_all(dir.path().join("state/control")).unwrap();
@@ -502,7 +510,7 @@ fn a_rebuilt_catalogue_waits_for_its_storage() {
     assert_eq!(offline.rebuild().unwrap()["good"], 1);
     drop(offline);
     std::fs::rename(&storage, dir.path().join("away")).unwrap();
-    let error = Books::open(&settings, &key, &reach()).unwrap_err();
+    let error = Books::open(&settings, &key, &reach(), Migrations::Allowed).unwrap_err();
     assert!(error.to_string().contains("is its disk mounted?"), "{error}");
     assert!(!storage.exists());
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::config::{HostPolicy, PipelineLimits};
 use crate::dispatch::{CONFIG_KEY, Dispatch, Parts, Queries};
+use crate::host::update::{self, Updater};
 use crate::link::{self, Slots};
 use crate::model::{AgentConfig, Connection, Engine, Job, Maintenance, Target, Trust, UploadCreds};
 use crate::observe::metrics::{Build, Metrics};
@@ -150,6 +151,20 @@ impl Rig {
         config
     }
 
+    fn updater(&self) -> Updater {
+        Updater::open(
+            self.path(),
+            update::Means {
+                version: "0.1.0",
+                settings: crate::config::UpdateSettings::default(),
+                origin: update::Origin::of_this_process(self.path(), "0.1.0"),
+                tls: crate::config::TlsSettings::default(),
+                proxy: crate::config::ProxySettings::default(),
+                trust: crate::model::Trust::Remote,
+            },
+        )
+    }
+
     /// Starts as a new process would.
     pub(super) fn restart(&mut self) {
         assert!(self.life.is_none(), "it still runs");
@@ -175,6 +190,8 @@ impl Rig {
             stop_grace: self.grace,
             log_level: log::LevelFilter::Info,
             log_lines,
+            updater: Arc::new(self.updater()),
+            restart: update::Restart::checked_by(Box::new(|| Ok(()))),
             metrics: Metrics::new(Build { version: "0", commit: "0" }, None),
         })
         .unwrap();

@@ -22,6 +22,13 @@ pub enum ContainerFault {
         /// What it does instead.
         state: ContainerState,
     },
+    /// Nothing leads to a port of it from here.
+    NoAddress {
+        /// Its name.
+        container: String,
+        /// The port.
+        port: u16,
+    },
     /// The command could not be started in it.
     NoShell {
         /// Its name.
@@ -64,7 +71,10 @@ impl ContainerFault {
         match self {
             Self::Docker(error) => error.retry(),
             Self::State { .. } | Self::Lost { .. } | Self::Code { .. } => true,
-            Self::NotAllowed { .. } | Self::NoShell { .. } | Self::Script { .. } => false,
+            Self::NotAllowed { .. }
+            | Self::NoAddress { .. }
+            | Self::NoShell { .. }
+            | Self::Script { .. } => false,
         }
     }
 }
@@ -88,6 +98,11 @@ impl fmt::Display for ContainerFault {
                     ContainerState::Stopped(word) => write!(f, "does not run ({word}); start it"),
                 }
             }
+            Self::NoAddress { container, port } => write!(
+                f,
+                "nothing leads from here to the container {container}: this host is on none of its networks and its port {port} \
+                 is not published; publish it (127.0.0.1:{port}:{port}) or attach the container to a bridge network"
+            ),
             Self::NoShell { container, said } => write!(
                 f,
                 "the container {container} has no shell (sh) to run the dump tool with; reach the database by TCP instead: {}",

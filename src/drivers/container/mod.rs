@@ -15,6 +15,7 @@
 //! PostgreSQL in that place takes an orphan that a signal ended for a crash of its own and restarts.
 
 mod fault;
+mod reach;
 mod script;
 #[cfg(test)]
 mod tests;
@@ -28,13 +29,13 @@ pub use fault::ContainerFault;
 
 use self::script::Report;
 use self::trailer::Trailer;
-use super::Context;
 use super::exec::{ExecError, Tool};
 use super::tail::{Said, Tail};
+use super::{Context, DriverError};
 use crate::clock::Deadline;
 use crate::config::HostPolicy;
 use crate::docker::{Attached, Bounds, Container, ContainerState, Docker, DockerError, Output};
-use crate::model::Trust;
+use crate::model::{Connection, Trust};
 use crate::secret::Secret;
 
 pub(super) use script::SECRET_PATH;
@@ -51,20 +52,31 @@ const LOOK: Duration = Duration::from_millis(20);
 const END: Duration = Duration::from_millis(1800);
 /// … and of that, the time before the second command.
 const GRACE: Duration = Duration::from_millis(1200);
-/// How long a container that ended may still be reported as running.
-const SETTLE: Duration = Duration::from_secs(2);
+/// How long a container that ended may still be reported as running; on a busy board that takes seconds.
+const SETTLE: Duration = Duration::from_secs(5);
 /// What a container may say before the script's first word.
 const MAX_HELLO_BYTES: usize = 8 << 10;
 
 /// A container as a target names it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Inside {
     reference: String,
 }
 
 impl Inside {
+    /// The container that a target names.
+    ///
+    /// # Errors
+    /// When that is no name or id.
+    pub(super) fn of(connection: &Connection) -> Result<Self, DriverError> {
+        Self::new(&connection.container).ok_or_else(|| DriverError::Setting {
+            field: "container",
+            problem: "is not the name or id of a container".to_owned(),
+        })
+    }
+
     /// The container with this name or id (a leading slash, as Docker lists names, is no part of it).
-    pub(super) fn new(reference: &str) -> Option<Self> {
+    fn new(reference: &str) -> Option<Self> {
         let name = reference.strip_prefix('/').unwrap_or(reference);
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         let good = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain);
@@ -76,7 +88,22 @@ impl Inside {
         &self.reference
     }
 
-    /// Which of `names` there are in the container, each with its path.
+    /// The container, which may be named and runs, and its daemon.
+    fn admit(&self, cx: &Context<'_>) -> Result<(Docker, Container), ExecError> {
+        let docker = Docker::connect(&cx.policy.docker_socket, ask(cx)).map_err(failed)?;
+        let container = docker.inspect(&self.reference, ask(cx)).map_err(failed)?;
+        if !allowed(&container, cx.policy) {
+            let container = self.reference.clone();
+            return Err(ContainerFault::NotAllowed { container }.into());
+        }
+        if container.state != ContainerState::Running {
+            let Container { name, state, .. } = container;
+            return Err(ContainerFault::State { container: name, state }.into());
+        }
+        Ok((docker, container))
+    }
+
+    /// Which of `names` there are in the container: of programs the path, of a path itself if it is a socket.
     pub(super) fn find(&self, names: &[&str], cx: &Context<'_>) -> Result<Vec<PathBuf>, ExecError> {
         let mut args: Vec<_> = ["-c", script::WHICH, "sh"].iter().map(Into::into).collect();
         args.extend(names.iter().map(Into::into));
@@ -103,30 +130,27 @@ impl Inside {
         cx: &Context<'_>,
         sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<Said, ExecError> {
+        Running::start(self, tool, secret.is_some(), cx)?.carry_out(secret, stuck, sink)
+    }
+
+    /// As [`Inside::run`], for a tool that talks on stderr all the time: only its output shows that it gets on.
+    ///
+    /// # Errors
+    /// As [`Inside::run`].
+    pub(super) fn run_by_output(
+        &self,
+        tool: &Tool<'_>,
+        secret: Option<&Secret>,
+        stuck: Duration,
+        cx: &Context<'_>,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Said, ExecError> {
         let mut running = Running::start(self, tool, secret.is_some(), cx)?;
-        let result = running
-            .hello()
-            .and_then(|()| running.hand_over(secret))
-            .and_then(|()| running.follow(stuck, sink))
-            .and_then(|code| running.confirm(code));
-        let code = match result {
-            Ok(code) => code,
-            Err(error) => {
-                running.end();
-                return Err(running.explain(error));
-            }
-        };
-        let (tool, said) = (tool.name.to_owned(), running.said());
-        match code {
-            0 => Ok(said),
-            // As a shell reports the end by a signal.
-            129..=159 => Err(ExecError::Signal { tool, signal: code - 128, said }),
-            code => Err(ExecError::Exit { tool, code, said }),
-        }
+        running.chatty = true;
+        running.carry_out(secret, stuck, sink)
     }
 }
 
-/// Whether the host lets whoever wrote the configuration name this container: by what it is, not by what it was called.
 fn allowed(found: &Container, policy: &HostPolicy) -> bool {
     let Some(list) = policy.allow_containers.as_deref().filter(|_| policy.trust == Trust::Remote)
     else {
@@ -150,6 +174,8 @@ struct Running<'a> {
     /// The script's process, once it has named it.
     process: Option<script::Process>,
     tail: Tail,
+    /// Words on stderr are no sign of life.
+    chatty: bool,
 }
 
 impl<'a> Running<'a> {
@@ -159,26 +185,44 @@ impl<'a> Running<'a> {
         secret: bool,
         cx: &'a Context<'a>,
     ) -> Result<Self, ExecError> {
-        let within =
-            |timeout| Bounds { deadline: Deadline::after(timeout), cancel: Some(cx.cancel) };
-        let docker = Docker::connect(&cx.policy.docker_socket, within(ASK)).map_err(failed)?;
-        let container = docker.inspect(&inside.reference, within(ASK)).map_err(failed)?;
-        if !allowed(&container, cx.policy) {
-            let container = inside.reference.clone();
-            return Err(ContainerFault::NotAllowed { container }.into());
-        }
-        if container.state != ContainerState::Running {
-            let Container { name, state, .. } = container;
-            return Err(ContainerFault::State { container: name, state }.into());
-        }
+        let (docker, container) = inside.admit(cx)?;
         let follow = |source| ExecError::Follow { tool: tool.name.to_owned(), source };
         let token = script::token().map_err(follow)?;
         let command = script::command(tool, &token, secret, cx.limits.nice).map_err(follow)?;
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
-        let exec = docker.exec_create(&container, &words, within(ASK)).map_err(failed)?;
-        let attached = docker.exec_start(&exec, within(ASK)).map_err(failed)?;
+        let exec = docker.exec_create(&container, &words, ask(cx)).map_err(failed)?;
+        let attached = docker.exec_start(&exec, ask(cx)).map_err(failed)?;
         let (tail, process) = (Tail::default(), None);
-        Ok(Self { tool, cx, docker, container, token, exec, attached, process, tail })
+        let chatty = false;
+        Ok(Self { tool, cx, docker, container, token, exec, attached, process, tail, chatty })
+    }
+
+    /// The whole conversation; however it ends, the tool is gone.
+    fn carry_out(
+        mut self,
+        secret: Option<&Secret>,
+        stuck: Duration,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Said, ExecError> {
+        let result = self
+            .hello()
+            .and_then(|()| self.hand_over(secret))
+            .and_then(|()| self.follow(stuck, sink))
+            .and_then(|code| self.confirm(code));
+        let code = match result {
+            Ok(code) => code,
+            Err(error) => {
+                self.end();
+                return Err(self.explain(error));
+            }
+        };
+        let (tool, said) = (self.tool.name.to_owned(), self.said());
+        match code {
+            0 => Ok(said),
+            // As a shell reports the end by a signal.
+            129..=159 => Err(ExecError::Signal { tool, signal: code - 128, said }),
+            code => Err(ExecError::Exit { tool, code, said }),
+        }
     }
 
     fn within(&self, timeout: Duration) -> Bounds<'a> {
@@ -246,22 +290,29 @@ impl<'a> Running<'a> {
                 .map_err(|error| cancel.why().map_or(ExecError::Sink(error), ExecError::Cancelled))
         };
         let mut trailer = Trailer::new(&self.token);
+        let mut deadline = Deadline::after(stuck);
         loop {
-            let bounds = Bounds { deadline: Deadline::after(stuck), cancel: Some(cancel) };
-            match self.attached.next(bounds) {
+            let bounds = Bounds { deadline, cancel: Some(cancel) };
+            let words = match self.attached.next(bounds) {
                 Ok(Some(Output::Stdout(bytes))) => {
                     trailer.feed(bytes, &mut pass)?;
                     if let Some(code) = trailer.code() {
                         return Ok(code);
                     }
+                    false
                 }
-                Ok(Some(Output::Stderr(bytes))) => self.tail.push(bytes),
+                Ok(Some(Output::Stderr(bytes))) => {
+                    self.tail.push(bytes);
+                    true
+                }
                 Ok(None) => return Err(self.lost()),
-                Err(DockerError::Timeout { .. }) => {
-                    let (tool, said) = (self.tool.name.to_owned(), self.said());
-                    return Err(ExecError::Stuck { tool, after: stuck, said });
-                }
+                Err(DockerError::Timeout { .. }) => return Err(self.stuck(stuck)),
                 Err(error) => return Err(failed(error)),
+            };
+            if !(words && self.chatty) {
+                deadline = Deadline::after(stuck);
+            } else if deadline.passed() {
+                return Err(self.stuck(stuck));
             }
         }
     }
@@ -304,6 +355,10 @@ impl<'a> Running<'a> {
         self.code_within(self.within(LAST_WORDS)).ok().flatten()
     }
 
+    fn stuck(&self, after: Duration) -> ExecError {
+        ExecError::Stuck { tool: self.tool.name.to_owned(), after, said: self.said() }
+    }
+
     fn lost(&self) -> ExecError {
         let (tool, container) = (self.tool.name.to_owned(), self.container.name.clone());
         ContainerFault::Lost { tool, container, code: self.code_now(), said: self.said() }.into()
@@ -324,6 +379,7 @@ impl<'a> Running<'a> {
                 | ContainerFault::Code { .. } => true,
                 ContainerFault::NotAllowed { .. }
                 | ContainerFault::State { .. }
+                | ContainerFault::NoAddress { .. }
                 | ContainerFault::NoShell { .. }
                 | ContainerFault::Script { .. } => false,
             },
@@ -337,20 +393,7 @@ impl<'a> Running<'a> {
         if !doubtful {
             return error;
         }
-        // A container that ends takes its commands along a moment before it is reported as ended.
-        let deadline = Deadline::after(SETTLE);
-        loop {
-            match self.docker.inspect(&self.container.id, self.within(ASK)) {
-                Ok(Container { state: ContainerState::Running, .. }) => {}
-                Ok(Container { name, state, .. }) => {
-                    return ContainerFault::State { container: name, state }.into();
-                }
-                Err(_) => return error,
-            }
-            if deadline.passed() || !self.cx.cancel.sleep(LOOK * 5) {
-                return error;
-            }
-        }
+        halted(&self.docker, &self.container.id, self.cx).map_or(error, ExecError::from)
     }
 
     /// Ends the tool.
@@ -389,6 +432,25 @@ impl<'a> Running<'a> {
                 Ok(None) => return true,
                 Err(_) => return false,
             }
+        }
+    }
+}
+
+fn ask<'a>(cx: &Context<'a>) -> Bounds<'a> {
+    Bounds { deadline: Deadline::after(ASK), cancel: Some(cx.cancel) }
+}
+
+/// What a container that was at work does now instead; `None` if it runs after all, or nobody can tell.
+fn halted(docker: &Docker, reference: &str, cx: &Context<'_>) -> Option<ContainerFault> {
+    // A container that ends takes its commands along a moment before it is reported as ended.
+    let deadline = Deadline::after(SETTLE);
+    loop {
+        let Container { name, state, .. } = docker.inspect(reference, ask(cx)).ok()?;
+        if state != ContainerState::Running {
+            return Some(ContainerFault::State { container: name, state });
+        }
+        if deadline.passed() || !cx.cancel.sleep(LOOK * 5) {
+            return None;
         }
     }
 }

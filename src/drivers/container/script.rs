@@ -10,8 +10,10 @@ pub(in crate::drivers) const SECRET_PATH: &str = "/proc/self/fd/3";
 
 const RUN: &str = include_str!("run.sh");
 const KILL: &str = include_str!("kill.sh");
-/// Prints the path of each of its arguments that is a program.
-pub(super) const WHICH: &str = "for name; do command -v \"$name\" || :; done";
+/// Prints the path of each of its arguments that is a program, and those that are the path of a socket.
+pub(super) const WHICH: &str = "for name; do case $name in \
+                                /*) [ -S \"$name\" ] && printf '%s\\n' \"$name\" || : ;; \
+                                *) command -v \"$name\" || : ;; esac; done";
 
 /// A process inside the container: its number there, and when it began, so that it is never taken for another.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -102,6 +102,14 @@ impl Rig {
     }
 
     fn run_with(&self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<Said, ExecError> {
+        self.run_as(false, sink)
+    }
+
+    fn run_as(
+        &self,
+        chatty: bool,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<Said, ExecError> {
         let cx = Context {
             cancel: &self.cancel,
             policy: &self.policy,
@@ -117,7 +125,11 @@ impl Rig {
             secrets: vec![Secret::new("hunter2")],
         };
         let inside = Inside::new("db").unwrap();
-        inside.run(&tool, Some(&Secret::new(SECRET)), self.stuck, &cx, sink)
+        let secret = Secret::new(SECRET);
+        match chatty {
+            true => inside.run_by_output(&tool, Some(&secret), self.stuck, &cx, sink),
+            false => inside.run(&tool, Some(&secret), self.stuck, &cx, sink),
+        }
     }
 }
 
@@ -291,6 +303,31 @@ fn a_silent_tool_is_ended_and_a_paused_container_named() {
     rig.stuck = Duration::from_millis(50);
     let error = rig.run().0.unwrap_err();
     assert!(error.to_string().contains("is paused"), "{error}");
+}
+
+#[test]
+fn a_tool_that_only_talks_is_stuck_where_its_output_counts() {
+    let talks = script(|script| {
+        script.ready();
+        script.told();
+        script.out("x");
+        // Until its input ends, as the script.
+        script.stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+        while script.stream.read(&mut [0]).is_err() {
+            script.err("progress 0%\n");
+        }
+    });
+    let daemon = daemon(talks, &[&running()]);
+    let mut rig = Rig::new(&daemon);
+    rig.stuck = Duration::from_millis(300);
+    let mut out = Vec::new();
+    let result = rig.run_as(true, &mut |chunk| {
+        out.extend_from_slice(chunk);
+        Ok(())
+    });
+    let error = result.unwrap_err();
+    assert!(matches!(error, ExecError::Stuck { .. }) && error.retry(), "{error}");
+    assert!(out.is_empty(), "what may be the end mark's beginning is held back");
 }
 
 #[test]

@@ -4,38 +4,14 @@
 //! version 100.3.0 on (also 4.2.13, 4.4.4). In double quotes YAML can hold every character.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::path::Path;
 
-use zeroize::Zeroizing;
-
-use super::super::workfile::WorkFile;
-use super::super::{Context, DriverError};
 use crate::secret::Secret;
 
-/// The file, removed when dropped.
-#[derive(Debug)]
-pub(super) struct ConfigFile(WorkFile);
-
-impl ConfigFile {
-    /// Writes `key: "value"` into a new file of mode 0600 in the work directory.
-    pub(super) fn write(key: &str, value: &Secret, cx: &Context<'_>) -> Result<Self, DriverError> {
-        let (work, mut file) = WorkFile::create(cx.work_dir, "mongo-config")?;
-        file.write_all(line(key, value).as_bytes())
-            .map_err(|source| DriverError::Work { path: work.path().to_owned(), source })?;
-        Ok(Self(work))
-    }
-
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-fn line(key: &str, value: &Secret) -> Zeroizing<String> {
+/// The file's content: `key: "value"`.
+pub(super) fn content(key: &str, value: &Secret) -> Secret {
     let text = value.expose();
     // Large enough from the start, so that no copy is left behind.
-    let mut line = Zeroizing::new(String::with_capacity(10 * text.len() + key.len() + 16));
+    let mut line = String::with_capacity(10 * text.len() + key.len() + 16);
     line.push_str(key);
     line.push_str(": \"");
     for c in text.chars() {
@@ -55,7 +31,7 @@ fn line(key: &str, value: &Secret) -> Zeroizing<String> {
         }
     }
     line.push_str("\"\n");
-    line
+    Secret::new(line)
 }
 
 #[cfg(test)]
@@ -63,7 +39,7 @@ mod tests {
     use super::*;
 
     fn written(password: &str) -> String {
-        line("password", &Secret::new(password)).to_string()
+        content("password", &Secret::new(password)).expose().to_owned()
     }
 
     #[test]

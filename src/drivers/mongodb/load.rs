@@ -60,9 +60,9 @@ pub(in crate::drivers) fn load(
         true => args.push("--drop".into()),
         false => args.extend(["--stopOnError".into(), "--maintainInsertionOrder".into()]),
     }
-    let program = find(TOOL, cx.policy)?;
+    let program = find(TOOL, &driver.site, cx)?;
     // Not the database: which one is said by the patterns.
-    let Login { args: login, secrets, _config } = driver.login("", cx)?;
+    let Login { args: login, secrets, config: _config } = driver.login("", cx)?;
     args.extend(login);
     let tool = Tool { name: TOOL, program: &program, args, env: Vec::new(), secrets };
     let said = exec::run(&tool, SILENCE, cx.cancel, &mut |_| Ok(())).map_err(fault::explain)?;

@@ -9,10 +9,13 @@
 //! argv is host, port, user and database ([`target`]). mongodump writes about its progress every few seconds whether it
 //! gets on or not, so only its output counts against `BACKUPY_STUCK_TIMEOUT`.
 //!
+//! **In a container** it is the same with the tool of its image; an empty host means its `localhost`.
+//!
 //! **From a control plane elsewhere** the addresses of every host that is named are judged first. A host without TLS is
 //! then given to the tool as the address that was judged. One with TLS has to keep its name, and so do the hosts of a
 //! URI: the tool looks them up again, and members of a replica set it learns from the server. A password reaches none of
-//! them in the clear, since only SCRAM is allowed there.
+//! them in the clear, since only SCRAM is allowed there. In a container a host is `localhost` or an address, for other
+//! names nobody here could judge.
 //!
 //! **What a dump is**: each collection as of its own moment. Writes in between are in one collection and not yet in
 //! another; `--oplog`, which would make it one moment, works for whole replica sets only and is not used.
@@ -20,7 +23,7 @@
 //! **How this was proven**: MongoDB and its tools are in no registry that the tests may use. Command line, streaming,
 //! secrecy, cancel and each failure run against a stand-in of a few lines that writes an archive put together by the
 //! published format and says what the real tools say; the checksum is compared with the published check value. Against
-//! a real server nothing was run.
+//! a real server nothing was run. In a container the same stand-in runs, packed into an image of a real Docker daemon.
 
 pub(super) mod archive;
 mod bson;
@@ -39,9 +42,9 @@ pub use archive::Damage;
 pub use fault::MongoFault;
 
 use self::archive::Walker;
-use self::config::ConfigFile;
 use self::target::{Place, Tls, Where, address_uri};
-use super::exec::{self, Tool};
+use super::exec::Tool;
+use super::site::{SecretFile, Site};
 use super::{Context, Driver, DriverError, Dumped, Prepared, address, secrets, tools};
 use crate::config::HostPolicy;
 use crate::model::{Connection, Progress, Step, Trust};
@@ -51,6 +54,7 @@ const TOOL: &str = "mongodump";
 
 /// The driver of one MongoDB database, or of all of a server's.
 pub(super) struct MongoDb {
+    site: Site,
     target: Where,
     password_ref: Secret,
     version: String,
@@ -60,7 +64,7 @@ pub(super) struct MongoDb {
 struct Login {
     args: Vec<OsString>,
     secrets: Vec<Secret>,
-    _config: Option<ConfigFile>,
+    config: Option<SecretFile>,
 }
 
 /// Whether `mongodump` is on this host.
@@ -71,8 +75,10 @@ pub(super) fn is_here(policy: &HostPolicy) -> bool {
 impl MongoDb {
     /// A driver for the target's database.
     pub(super) fn new(connection: &Connection, policy: &HostPolicy) -> Result<Self, DriverError> {
+        let site = Site::of(connection)?;
         let target = Where::new(connection, policy.trust)?;
-        Ok(Self { target, password_ref: connection.password_ref.clone(), version: String::new() })
+        let password_ref = connection.password_ref.clone();
+        Ok(Self { site, target, password_ref, version: String::new() })
     }
 
     /// What the tool has to be told; `database` is the one that it shall take, empty = all.
@@ -107,15 +113,18 @@ impl MongoDb {
             Some(uri) => {
                 let uri = self.target.uri(uri, &password, database);
                 secrets.push(uri.clone());
-                Some(ConfigFile::write("uri", &uri, cx)?)
+                Some(config::content("uri", &uri))
             }
             None if password.is_empty() => None,
-            None => Some(ConfigFile::write("password", &password, cx)?),
+            None => Some(config::content("password", &password)),
         };
+        let config = config
+            .map(|content| self.site.secret_file("mongo-config", &content, cx))
+            .transpose()?;
         if let Some(config) = &config {
             args.push(option("config", config.path().as_os_str()));
         }
-        Ok(Login { args, secrets, _config: config })
+        Ok(Login { args, secrets, config })
     }
 
     fn options(&self, host: &str, port: u16, database: &str) -> Vec<OsString> {
@@ -151,7 +160,10 @@ impl MongoDb {
         let mut found = Vec::new();
         if cx.policy.trust == Trust::Remote {
             for (host, port) in self.target.hosts() {
-                found.extend(address::allowed(host, port, cx.cancel)?);
+                found.extend(match self.site {
+                    Site::Host => address::allowed(host, port, cx.cancel)?,
+                    Site::Container(_) => address::allowed_inside(host)?,
+                });
             }
         }
         Ok(found)
@@ -195,34 +207,41 @@ fn tls_args(
     Ok(())
 }
 
-/// The first tool of that name: versions matter little, as newer tools dump older servers.
-fn find(tool: &'static str, policy: &HostPolicy) -> Result<PathBuf, DriverError> {
-    let configured = policy.mongo_bin_dir.as_deref();
-    let places = match configured {
+/// The tool on this host or in the container; the first of that name: versions matter little, as newer tools dump older servers.
+fn find(tool: &'static str, site: &Site, cx: &Context<'_>) -> Result<PathBuf, DriverError> {
+    let configured = cx.policy.mongo_bin_dir.as_deref();
+    let found = match site {
+        Site::Host => tools::candidates(tool, configured),
+        Site::Container(inside) => inside.find(&[tool], cx)?,
+    };
+    let places = || match configured {
         Some(dir) => format!("{} (BACKUPY_MONGO_BIN_DIR)", dir.display()),
         None => "PATH, /opt/mongodb-database-tools*/bin and the like".to_owned(),
     };
-    let found = tools::candidates(tool, configured).into_iter().next();
-    found.ok_or(DriverError::Mongo(MongoFault::NoTool { tool, places }))
+    found
+        .into_iter()
+        .next()
+        .ok_or_else(|| DriverError::Mongo(MongoFault::NoTool { tool, places: site.places(places) }))
 }
 
 impl Driver for MongoDb {
     fn prepare(&mut self, cx: &Context<'_>) -> Result<Prepared, DriverError> {
-        find(TOOL, cx.policy)?;
+        find(TOOL, &self.site, cx)?;
         // What is wrong with the login shows here, before anything else is done.
         drop(self.login(&self.target.database, cx)?);
         Ok(Prepared::default())
     }
 
     fn dump(&mut self, cx: &Context<'_>, out: &mut dyn Write) -> Result<Dumped, DriverError> {
-        let program = find(TOOL, cx.policy)?;
-        let Login { args, secrets, _config } = self.login(&self.target.database, cx)?;
+        let program = find(TOOL, &self.site, cx)?;
+        let Login { args, secrets, config } = self.login(&self.target.database, cx)?;
         // No compression of its own: what follows compresses.
         let args = [vec!["--archive".into()], args].concat();
         let tool = Tool { name: TOOL, program: &program, args, env: Vec::new(), secrets };
         let mut flow = Flow { walker: Walker::new(false), damage: None, bytes: 0, cx, out };
         let stuck = cx.limits.stuck_timeout;
-        let ended = exec::run_by_output(&tool, stuck, cx.cancel, &mut |chunk| flow.pass(chunk));
+        let pass = &mut |chunk: &[u8]| flow.pass(chunk);
+        let ended = self.site.run_by_output(&tool, config.as_ref(), stuck, cx, pass);
         if let Some(damage) = flow.damage {
             return Err(damaged(damage));
         }

@@ -121,6 +121,10 @@ impl Where {
         }
         if trust == Trust::Remote {
             check_remote(&uri)?;
+            if uri.srv && c.way == Way::DockerExec {
+                let what = "a mongodb+srv:// URI inside a container".to_owned();
+                return Err(DriverError::NotAllowed { what });
+            }
         }
         let user = if c.username.is_empty() { &uri.user } else { &c.username };
         let database = if c.database.is_empty() { &uri.database } else { &c.database };

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 
-use super::super::exec::{self, ExecError, Tool};
+use super::super::exec::{ExecError, Tool};
 use super::super::{Context, DriverError};
 use super::kit::{Program, SHORT};
 use super::login::{Credentials, Login, Server};
@@ -128,7 +128,8 @@ pub(super) fn query(
     let credentials = login.credentials(client.family, server, cx).map_err(Failed::Driver)?;
     let tool = client_tool(client, &credentials, &login.database, Some(sql));
     let timeout = cx.limits.stuck_timeout.min(SHORT * 4);
-    exec::capture(&tool, ANSWER_BYTES, timeout, cx.cancel).map_err(Failed::Exec)
+    let file = Some(&credentials.file);
+    login.site.capture(&tool, file, ANSWER_BYTES, timeout, cx).map_err(Failed::Exec)
 }
 
 /// The client with a question, or (without one) with a dump as its input.

@@ -1,7 +1,8 @@
-//! Which of MySQL's and MariaDB's tools this host has.
+//! Which of MySQL's and MariaDB's tools there are, on this host or in a container.
 //!
 //! Either family dumps either server, but each knows its own server best, so the target's own family is taken
-//! if it is there. Which family a program is of, it says itself: `mysqldump` is often MariaDB's.
+//! if it is there. Which family a program is of, it says itself: `mysqldump` is often MariaDB's. A container has
+//! those of its own server, so there the first that answers is taken.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -9,13 +10,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::super::exec::{self, ExecError, Tool};
+use super::super::exec::{ExecError, Tool};
+use super::super::site::Site;
 use super::super::tools::{self, Version};
 use super::super::{Context, DriverError};
 use super::fault::MySqlFault;
 use crate::config::HostPolicy;
 use crate::model::Engine;
-use crate::thread::Cancel;
 
 /// For `--version` and for small questions.
 pub(super) const SHORT: Duration = Duration::from_secs(30);
@@ -59,32 +60,41 @@ pub(super) fn places(policy: &HostPolicy) -> String {
 }
 
 /// The dump tool for a server of this engine.
-pub(super) fn dump_tool(engine: Engine, cx: &Context<'_>) -> Result<Program, DriverError> {
-    let places = places(cx.policy);
-    find(&DUMP, engine, cx)?.ok_or(DriverError::MySql(MySqlFault::NoTool { places }))
+pub(super) fn dump_tool(
+    engine: Engine,
+    site: &Site,
+    cx: &Context<'_>,
+) -> Result<Program, DriverError> {
+    let places = || site.places(|| places(cx.policy));
+    find(&DUMP, engine, site, cx)?
+        .ok_or_else(|| DriverError::MySql(MySqlFault::NoTool { places: places() }))
 }
 
 /// The client, if there is one.
-pub(super) fn client(engine: Engine, cx: &Context<'_>) -> Result<Option<Program>, DriverError> {
-    match find(&CLIENT, engine, cx) {
-        // The dump can do without it.
+pub(super) fn client(
+    engine: Engine,
+    site: &Site,
+    cx: &Context<'_>,
+) -> Result<Option<Program>, DriverError> {
+    match find(&CLIENT, engine, site, cx) {
+        // The container is another matter; without a client the dump can do.
+        Err(error @ DriverError::Exec(ExecError::Container(_))) => Err(error),
         Err(DriverError::Exec(_) | DriverError::Mark { .. }) => Ok(None),
         other => other,
     }
 }
 
-fn find(names: &[&str], engine: Engine, cx: &Context<'_>) -> Result<Option<Program>, DriverError> {
+fn find(
+    names: &[&str],
+    engine: Engine,
+    site: &Site,
+    cx: &Context<'_>,
+) -> Result<Option<Program>, DriverError> {
     let wanted = if engine == Engine::MySql { Family::MySql } else { Family::MariaDb };
     let (mut best, mut broken): (Option<Program>, _) = (None, None);
-    let paths =
-        names.iter().flat_map(|name| tools::candidates(name, cx.policy.mysql_bin_dir.as_deref()));
-    let mut seen = HashSet::new();
-    for path in paths {
-        // One name is often a link to the other.
-        if !seen.insert(fs::canonicalize(&path).unwrap_or_else(|_| path.clone())) {
-            continue;
-        }
-        match ask_version(&path, cx.cancel) {
+    for path in paths(names, site, cx)? {
+        match ask_version(&path, site, cx) {
+            Ok(found) if matches!(site, Site::Container(_)) => return Ok(Some(found)),
             Ok(found) => {
                 let rank = |p: &Program| (p.family == wanted, p.version);
                 if best.as_ref().is_none_or(|best| rank(&found) > rank(best)) {
@@ -102,12 +112,26 @@ fn find(names: &[&str], engine: Engine, cx: &Context<'_>) -> Result<Option<Progr
     }
 }
 
-fn ask_version(path: &Path, cancel: &Cancel) -> Result<Program, DriverError> {
+/// The programs of these names, each once.
+fn paths(names: &[&str], site: &Site, cx: &Context<'_>) -> Result<Vec<PathBuf>, DriverError> {
+    if let Site::Container(inside) = site {
+        return Ok(inside.find(names, cx)?);
+    }
+    let mut seen = HashSet::new();
+    let all =
+        names.iter().flat_map(|name| tools::candidates(name, cx.policy.mysql_bin_dir.as_deref()));
+    // One name is often a link to the other.
+    Ok(all
+        .filter(|path| seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone())))
+        .collect())
+}
+
+fn ask_version(path: &Path, site: &Site, cx: &Context<'_>) -> Result<Program, DriverError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let args: Vec<OsString> = vec!["--no-defaults".into(), "--version".into()];
     let tool = Tool { name: &name, program: path, args, env: Vec::new(), secrets: Vec::new() };
     let answer =
-        exec::capture(&tool, ANSWER_BYTES, SHORT, cancel).map_err(|error| match error {
+        site.capture(&tool, None, ANSWER_BYTES, SHORT, cx).map_err(|error| match error {
             ExecError::Sink(_) => DriverError::Mark { tool: name.clone() },
             other => other.into(),
         })?;

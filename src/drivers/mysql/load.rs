@@ -93,7 +93,7 @@ pub(in crate::drivers) fn load(
     let login = Login::new(connection)?;
     let contents = read(dump, cx)?;
     may_go_into(&contents, &login.database)?;
-    let Some(client) = kit::client(engine, cx)? else {
+    let Some(client) = kit::client(engine, &login.site, cx)? else {
         let places = kit::places(cx.policy);
         return refuse(format!("needs the `mariadb` or `mysql` client, which is not in {places}"));
     };

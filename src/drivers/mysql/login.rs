@@ -10,13 +10,18 @@
 //! have no such switch, so with them a host on a public address is refused. Neither is needed where the server
 //! has to prove itself by a certificate of a CA that this host has in a file (anybody has one of a public CA, for a
 //! name of their own), or where the password is the control plane's own.
+//!
+//! Inside a container an empty host means the socket, which is looked for at its usual places there (the option file
+//! stands for those of the image, which would name it). From a control plane elsewhere a host in there is `localhost`
+//! or an address: other names nobody here could judge.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
+use super::super::site::{SecretFile, Site};
 use super::super::{Context, DriverError, address, cafile, secrets};
 use super::kit::Family;
-use super::optionfile::{OptionFile, Options};
+use super::optionfile::Options;
 use crate::config::HostPolicy;
 use crate::model::{Connection, Trust, Way};
 use crate::secret::Secret;
@@ -30,6 +35,9 @@ const SOCKETS: [&str; 4] = [
     "/var/lib/mysql/mysql.sock",
     "/tmp/mysql.sock",
 ];
+/// … and images that differ from them.
+const SOCKETS_OF_IMAGES: [&str; 2] =
+    ["/opt/bitnami/mariadb/tmp/mysql.sock", "/opt/bitnami/mysql/tmp/mysql.sock"];
 const SOCKET_NAMES: [&str; 2] = ["mysqld.sock", "mysql.sock"];
 
 /// Where the server is.
@@ -47,11 +55,15 @@ pub(super) enum Server {
     Name(String, u16),
     Address(IpAddr, u16),
     Socket(PathBuf),
+    /// The socket that the tool knows.
+    OwnSocket,
 }
 
 /// What a target says, checked.
 #[derive(Debug, Clone)]
 pub(super) struct Login {
+    /// Where the tools run.
+    pub(super) site: Site,
     pub(super) place: Place,
     /// Empty = all of them.
     pub(super) database: String,
@@ -63,7 +75,7 @@ pub(super) struct Login {
 
 /// What one run of a tool needs; the file lives as long as this.
 pub(super) struct Credentials {
-    pub(super) file: OptionFile,
+    pub(super) file: SecretFile,
     pub(super) password: Secret,
 }
 
@@ -91,6 +103,7 @@ impl Login {
         };
         let user = if c.username.is_empty() { "root" } else { &c.username };
         Ok(Self {
+            site: Site::of(c)?,
             place: place(c)?,
             database: c.database.clone(),
             user: user.to_owned(),
@@ -119,17 +132,48 @@ impl Login {
     /// The ways to the server, to be tried in this order.
     pub(super) fn servers(&self, cx: &Context<'_>) -> Result<Vec<Server>, DriverError> {
         let (host, port) = match &self.place {
-            Place::Socket { path } => return Ok(vec![Server::Socket(socket(path.as_deref()))]),
+            Place::Socket { path } => return Ok(vec![self.socket(path.as_deref(), cx)?]),
             Place::Tcp { host, port } => (host, *port),
         };
         if cx.policy.trust == Trust::Local {
             return Ok(vec![Server::Name(host.clone(), port)]);
         }
-        let addresses = address::allowed(host, port, cx.cancel)?;
+        let addresses = match &self.site {
+            Site::Host => address::allowed(host, port, cx.cancel)?,
+            Site::Container(_) => match address::allowed_inside(host)? {
+                // `localhost`, which is these everywhere.
+                none if none.is_empty() => {
+                    vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+                }
+                addresses => addresses,
+            },
+        };
         if self.verifies_server() {
             return Ok(vec![Server::Name(host.clone(), port)]);
         }
         Ok(addresses.into_iter().map(|address| Server::Address(address, port)).collect())
+    }
+
+    fn socket(&self, path: Option<&Path>, cx: &Context<'_>) -> Result<Server, DriverError> {
+        let inside = match &self.site {
+            Site::Host => return Ok(Server::Socket(socket(path))),
+            Site::Container(inside) => inside,
+        };
+        let places: Vec<PathBuf> = match path {
+            Some(path) => {
+                let within = SOCKET_NAMES.iter().map(|name| path.join(name));
+                std::iter::once(path.to_owned()).chain(within).collect()
+            }
+            None => SOCKETS.iter().chain(&SOCKETS_OF_IMAGES).map(PathBuf::from).collect(),
+        };
+        let names: Vec<&str> = places.iter().filter_map(|place| place.to_str()).collect();
+        let found = inside.find(&names, cx)?.into_iter().next();
+        Ok(match (found, path) {
+            (Some(found), _) => Server::Socket(found),
+            // What is not there is left for the tool to say.
+            (None, Some(path)) => Server::Socket(path.to_owned()),
+            (None, None) => Server::OwnSocket,
+        })
     }
 
     /// The option file for one of them.
@@ -145,7 +189,10 @@ impl Login {
             let none = cx.work_dir.join("no-plugins");
             options.set("work directory", "plugin-dir", &none.display().to_string())?;
         }
-        Ok(Credentials { file: options.write(cx)?, password })
+        Ok(Credentials {
+            file: self.site.secret_file("options", &options.content(), cx)?,
+            password,
+        })
     }
 
     fn options(
@@ -169,6 +216,10 @@ impl Login {
             }
             Server::Socket(path) => {
                 options.set("host", "socket", &path.display().to_string())?;
+                options.add("protocol=socket");
+                return Ok(options);
+            }
+            Server::OwnSocket => {
                 options.add("protocol=socket");
                 return Ok(options);
             }
@@ -197,7 +248,7 @@ impl Login {
             return Ok(false);
         }
         let near = match server {
-            Server::Socket(_) => return Ok(false),
+            Server::Socket(_) | Server::OwnSocket => return Ok(false),
             Server::Address(address, _) if address.to_canonical().is_loopback() => {
                 return Ok(false);
             }
@@ -250,6 +301,10 @@ fn place(c: &Connection) -> Result<Place, DriverError> {
         if path.as_deref().is_some_and(Path::is_relative) {
             return wrong("host", "must be the absolute path of the socket");
         }
+        return Ok(Place::Socket { path });
+    }
+    if c.way == Way::DockerExec && (c.host.is_empty() || c.host.starts_with('/')) {
+        let path = (!c.host.is_empty()).then(|| PathBuf::from(&c.host));
         return Ok(Place::Socket { path });
     }
     let host = if c.host.is_empty() { "localhost" } else { &c.host };
@@ -324,6 +379,15 @@ mod tests {
         assert!(Login::new(&Connection { port: 65_536, ..tcp("db") }).is_err());
         let relative = Connection { way: Way::UnixSocket, ..tcp("run/mysqld") };
         assert!(Login::new(&relative).is_err());
+        let inside =
+            |host| Connection { way: Way::DockerExec, container: "db".into(), ..tcp(host) };
+        let place = |c: &Connection| Login::new(c).unwrap().place;
+        assert_eq!(place(&inside("")), Place::Socket { path: None });
+        assert_eq!(place(&inside("/x")), Place::Socket { path: Some("/x".into()) });
+        let localhost = Place::Tcp { host: "localhost".into(), port: 3306 };
+        assert_eq!(place(&inside("localhost")), localhost);
+        let ca = Connection { tls_ca_file: "/etc/ca.pem".into(), ..inside("localhost") };
+        assert!(Login::new(&ca).unwrap_err().to_string().contains("inside a container"));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! the banner was seen, and takes the dump for complete only if its last line is the end mark. An empty database
 //! name means all databases, the server's own (users, grants) included, in one dump.
 //!
+//! In a container it is the same with the tools of its image, over its own socket unless the target says otherwise.
+//!
 //! User, password and place are in an option file for the time of one program ([`optionfile`], [`login`]); the only
 //! thing of the target in argv is the database's name, behind `--`.
 
@@ -25,7 +27,7 @@ pub(super) use kit::has_dump_tool;
 use self::ask::Facts;
 use self::kit::{Family, Program};
 use self::login::{Login, Server};
-use super::exec::{self, ExecError, Tool};
+use super::exec::{ExecError, Tool};
 use super::sqltext::{Flow, Format};
 use super::{Context, Driver, DriverError, Dumped, Prepared};
 use crate::model::{Connection, Engine};
@@ -75,14 +77,15 @@ impl MySql {
     }
 
     fn find(&self, cx: &Context<'_>) -> Result<Found, DriverError> {
-        let tool = kit::dump_tool(self.engine, cx)?;
-        let client = kit::client(self.engine, cx)?;
+        let site = &self.login.site;
+        let tool = kit::dump_tool(self.engine, site, cx)?;
+        let client = kit::client(self.engine, site, cx)?;
         let mut servers = self.login.servers(cx)?;
         let Some(client) = client else {
             if self.login.must_see_tls(tool.family) {
                 return Err(DriverError::Setting {
                     field: "TLS mode",
-                    problem: "cannot be `require` without the `mariadb` client on this host, since mariadb-dump does \
+                    problem: "cannot be `require` without the `mariadb` client beside mariadb-dump, which does \
                               not insist on it; install the client or use verify-full"
                         .to_owned(),
                 });
@@ -123,8 +126,8 @@ impl MySql {
         args.extend(dump_args(&found.tool, found.facts.as_ref(), &self.login.database));
         let secrets = vec![credentials.password.clone()];
         let tool = Tool { name, program: path, args, env: Vec::new(), secrets };
-        let ended =
-            exec::run(&tool, cx.limits.stuck_timeout, cx.cancel, &mut |chunk| flow.pass(chunk));
+        let (file, stuck) = (Some(&credentials.file), cx.limits.stuck_timeout);
+        let ended = self.login.site.run(&tool, file, stuck, cx, &mut |chunk| flow.pass(chunk));
         flow.begins_as_a_dump(name)?;
         let said = ended.map_err(|error| self.explain(found, error))?;
         flow.is_whole(name)?;

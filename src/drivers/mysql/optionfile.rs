@@ -5,13 +5,10 @@
 //! are escapes, and within quotes neither `#` nor `;` begins a comment. A line longer than the readers'
 //! buffer would be taken apart into two options, so it is refused here.
 
-use std::io::Write;
-use std::path::Path;
-
 use zeroize::Zeroizing;
 
-use super::super::workfile::WorkFile;
-use super::super::{Context, DriverError};
+use super::super::DriverError;
+use crate::secret::Secret;
 
 /// The readers' buffer is 4096 bytes.
 const LINE_BYTES: usize = 4000;
@@ -69,28 +66,14 @@ impl Options {
         self.0.push('\n');
     }
 
-    /// Writes them into a new file of mode 0600 in the work directory.
-    pub(super) fn write(&self, cx: &Context<'_>) -> Result<OptionFile, DriverError> {
-        let (work, mut file) = WorkFile::create(cx.work_dir, "options")?;
-        file.write_all(self.0.as_bytes())
-            .map_err(|source| DriverError::Work { path: work.path().to_owned(), source })?;
-        Ok(OptionFile(work))
+    /// The file's content.
+    pub(super) fn content(&self) -> Secret {
+        Secret::new(self.0.as_str())
     }
 
     #[cfg(test)]
     pub(super) fn text(&self) -> &str {
         &self.0
-    }
-}
-
-/// The file, removed when dropped.
-#[derive(Debug)]
-pub(super) struct OptionFile(WorkFile);
-
-impl OptionFile {
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        self.0.path()
     }
 }
 

@@ -12,7 +12,7 @@ use super::super::load::{Inspected, Table};
 use super::super::tools::{self, Version};
 use super::super::{Context, DriverError};
 use super::{ANSWER_BYTES, Postgres, PostgresFault, SHORT, cluster};
-use crate::model::{Connection, Way};
+use crate::model::Connection;
 
 const TOOL: &str = "pg_restore";
 
@@ -46,9 +46,6 @@ pub(in crate::drivers) fn load(
     cx: &Context<'_>,
 ) -> Result<(), DriverError> {
     let refuse = |problem: &str| Err(DriverError::Load { problem: problem.to_owned() });
-    if connection.way == Way::DockerExec {
-        return Err(DriverError::Unsupported { what: "loading into a container".to_owned() });
-    }
     if cluster::is_one(dump)? {
         return refuse(
             "it holds the roles of a server, or all of it; restore it to a file (--to) and load that with \

@@ -137,7 +137,7 @@ impl Postgres {
         let mut found = inside.find(&["pg_dump", "psql"], cx)?.into_iter();
         let mut take = |name: &str| found.find(|path| path.ends_with(name));
         let Some(pg_dump) = take("pg_dump") else {
-            let places = format!("the container {}", inside.reference());
+            let places = self.site.places(|| tools::places(cx.policy.pg_bin_dir.as_deref()));
             return Err(DriverError::Postgres(PostgresFault::NoTool { places }));
         };
         Ok(Tools { pg_dump, version: None, psql: take("psql") })
@@ -147,7 +147,7 @@ impl Postgres {
     fn cluster_tool(&self, tools: &Tools, cx: &Context<'_>) -> Result<PathBuf, DriverError> {
         let Site::Container(inside) = &self.site else { return cluster::tool(&tools.pg_dump, cx) };
         inside.find(&[cluster::TOOL], cx)?.into_iter().next().ok_or_else(|| {
-            let places = format!("the container {}", inside.reference());
+            let places = self.site.places(|| tools::places(cx.policy.pg_bin_dir.as_deref()));
             DriverError::Postgres(PostgresFault::NoTool { places })
         })
     }

@@ -4,6 +4,12 @@
 //! it at full speed into memory or an unnamed file ([`hold`]), judges it ([`rdb`]) and only then passes it on: the
 //! pace of compression and upload never reaches the server, and nothing that is not whole goes further.
 //!
+//! **In a container** nothing runs and nothing is needed: Docker is asked where the container is, and this client dials
+//! it there, so images without a shell, every version and users with few rights are all the same. `redis-cli --askpass
+//! --rdb -` inside (version 6 and later, password by stdin) would be the way to a server that listens on its own loopback
+//! or socket alone, or has no network; it leaves the mark of a diskless transfer behind the RDB and needs a shell and the
+//! tool. So far such a container is refused by name.
+//!
 //! An RDB holds all logical databases, functions included. The server forks for it, as for every replica
 //! that is attached; with `repl-diskless-sync-delay` above 0 it waits that long first.
 
@@ -26,7 +32,7 @@ pub use rdb::RdbFault;
 
 use self::framing::Framing;
 use self::hold::Hold;
-use self::place::Settings;
+use self::place::{Place, Settings};
 use self::rdb::Watch;
 use self::session::Session;
 use self::socket::Line;
@@ -50,6 +56,20 @@ impl Redis {
 
 impl Driver for Redis {
     fn prepare(&mut self, cx: &Context<'_>) -> Result<Prepared, DriverError> {
+        self.ask(cx).map_err(|error| self.explain(error, cx))
+    }
+
+    fn dump(&mut self, cx: &Context<'_>, out: &mut dyn Write) -> Result<Dumped, DriverError> {
+        self.take(cx, out).map_err(|error| self.explain(error, cx))
+    }
+
+    fn dumped_version(&self) -> Option<String> {
+        self.version.clone()
+    }
+}
+
+impl Redis {
+    fn ask(&mut self, cx: &Context<'_>) -> Result<Prepared, DriverError> {
         let (mut session, mut warnings) = Session::open(&self.settings, cx)?;
         let facts = session.facts()?;
         if let Some(number) = self.settings.only {
@@ -71,7 +91,7 @@ impl Driver for Redis {
         })
     }
 
-    fn dump(&mut self, cx: &Context<'_>, out: &mut dyn Write) -> Result<Dumped, DriverError> {
+    fn take(&mut self, cx: &Context<'_>, out: &mut dyn Write) -> Result<Dumped, DriverError> {
         let (session, _) = Session::open(&self.settings, cx)?;
         let (framing, line) = session.sync()?;
         let mut hold = Hold::new(framing.length(), cx)?;
@@ -89,8 +109,19 @@ impl Driver for Redis {
         Ok(Dumped { bytes: hold.pass_on(out)?, warnings })
     }
 
-    fn dumped_version(&self) -> Option<String> {
-        self.version.clone()
+    /// A connection that ends is often a container that does.
+    fn explain(&self, error: DriverError, cx: &Context<'_>) -> DriverError {
+        match (&self.settings.place, &error) {
+            (
+                Place::Container { inside, .. },
+                DriverError::Redis(
+                    RedisFault::Lost { .. }
+                    | RedisFault::Silent(_)
+                    | RedisFault::Unreachable { .. },
+                ),
+            ) => inside.explain(error, cx),
+            _ => error,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | setting | meaning |
 //! |---|---|
-//! | host | name or address (empty: `localhost`); for a unix socket its path, or a directory with one of [`SOCKETS`] in it (empty: `/run/redis`) |
+//! | host | name or address (empty: `localhost`); for a unix socket its path, or a directory with one of [`SOCKETS`] in it (empty: `/run/redis`); for a container nothing, or the name in its certificate where TLS is asked for |
 //! | port | 0 = 6379; without meaning for a socket |
 //! | username | an ACL user (Redis 6 and later); empty = the user `default` |
 //! | database | empty or a number: an RDB holds all of them, whatever is asked for |
@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::clock::Deadline;
+use crate::drivers::container::Inside;
 use crate::drivers::{Context, DriverError, address};
 use crate::model::{Connection, Trust, Way};
 use crate::net;
@@ -30,6 +31,8 @@ pub(super) enum Place {
     Tcp { host: String, port: u16 },
     /// A socket, or the directory that it is in.
     Socket(PathBuf),
+    /// A container; `name` is what a certificate of it has to be for.
+    Container { inside: Inside, name: String, port: u16 },
 }
 
 /// A target whose every string was looked at.
@@ -172,11 +175,29 @@ fn place(c: &Connection) -> Result<Place, DriverError> {
     let host = if c.host.is_empty() { "localhost" } else { &c.host };
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
     if bare.starts_with('/') {
-        return wrong("host", "is a path; for a unix socket choose that way in");
+        return wrong(
+            "host",
+            match c.way {
+                Way::DockerExec => {
+                    "is a path; a socket inside a container cannot be reached from here, so leave it empty"
+                }
+                _ => "is a path; for a unix socket choose that way in",
+            },
+        );
     }
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
     if !bare.chars().all(plain) {
         return wrong("host", "is neither a host name nor an address");
+    }
+    if c.way == Way::DockerExec {
+        let itself = bare == "localhost" || bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        if !itself && tls(c)?.is_none() {
+            return wrong(
+                "host",
+                "must be empty beside a container, whose address Docker is asked for",
+            );
+        }
+        return Ok(Place::Container { inside: Inside::of(c)?, name: bare.to_owned(), port });
     }
     Ok(Place::Tcp { host: bare.to_owned(), port })
 }
@@ -215,6 +236,30 @@ mod tests {
         assert_eq!(at(&socket("/srv/r.sock")), Place::Socket("/srv/r.sock".into()));
         assert_eq!(at(&socket("")), Place::Socket("/run/redis".into()));
         assert!(Settings::new(&socket("run/redis")).is_err());
+    }
+
+    #[test]
+    fn a_container_needs_no_host() {
+        let inside = |host: &str, tls_mode: &str| Connection {
+            way: Way::DockerExec,
+            container: "/cache".into(),
+            tls_mode: tls_mode.into(),
+            ..settings(host)
+        };
+        let place = |name: &str, port| Place::Container {
+            inside: Inside::of(&inside("", "")).unwrap(),
+            name: name.into(),
+            port,
+        };
+        assert_eq!(at(&inside("", "")), place("localhost", 6379));
+        assert_eq!(at(&Connection { port: 7000, ..inside("::1", "") }), place("::1", 7000));
+        assert_eq!(at(&inside("cache.internal", "require")), place("cache.internal", 6379));
+        for bad in ["cache", "10.0.0.1", "/run/redis.sock"] {
+            let error = Settings::new(&inside(bad, "")).unwrap_err();
+            assert!(error.to_string().contains("empty"), "{error}");
+        }
+        let odd = Connection { container: "--rm".into(), ..inside("", "") };
+        assert!(Settings::new(&odd).unwrap_err().to_string().contains("container"));
     }
 
     #[test]

@@ -74,11 +74,18 @@ impl Stream {
     /// When nobody takes the connection in time, or the host does not allow the address.
     pub(super) fn connect(settings: &Settings, cx: &Context<'_>) -> Result<Self, DriverError> {
         let deadline = Deadline::after(CONNECT_TIMEOUT);
-        let (host, port) = match &settings.place {
-            Place::Tcp { host, port } => (host, *port),
+        let (host, addresses, place) = match &settings.place {
+            Place::Tcp { host, port } => {
+                let addresses = settings.addresses(host, *port, deadline, cx)?;
+                (host, addresses, format!("{host} port {port}"))
+            }
             Place::Socket(path) => return unix(&socket_in(path)).map(Self::Unix),
+            Place::Container { inside, name, port } => {
+                let addresses = inside.addresses(*port, cx)?;
+                let shown = addresses.first().map(ToString::to_string).unwrap_or_default();
+                (name, addresses, format!("{shown} (the container {})", inside.reference()))
+            }
         };
-        let addresses = settings.addresses(host, port, deadline, cx)?;
         match net::connect_any(host, &addresses, deadline, cx.cancel) {
             Ok(stream) => match &settings.tls {
                 None => Ok(Self::Tcp(stream)),
@@ -93,7 +100,6 @@ impl Stream {
                     NetError::ConnectTimeout { .. } => "no answer".to_owned(),
                     other => other.to_string(),
                 };
-                let place = format!("{host} port {port}");
                 Err(RedisFault::Unreachable { place, reason }.into())
             }
         }

@@ -36,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use fault::SqliteFault;
+pub use turn::{Turn, try_take};
 
 use self::inspect::inspect;
 use super::workfile::{self, WorkFile};

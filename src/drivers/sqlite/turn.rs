@@ -23,7 +23,7 @@ static BUSY: LazyLock<Mutex<HashSet<File>>> = LazyLock::new(Mutex::default);
 
 /// The right to open a file; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Turn(File);
+pub struct Turn(File);
 
 /// Waits until no other run of this process has the file open, or the cancel.
 ///
@@ -38,6 +38,14 @@ pub(super) fn take(path: &Path, cancel: &Cancel) -> Result<Turn, SqliteFault> {
         }
     }
     Ok(Turn(file))
+}
+
+/// As [`take`], without waiting, for a file that the caller knows by device and inode: `None` if a run has it open.
+/// The turn is to be given back only once every descriptor of the file is closed.
+pub fn try_take(dev: u64, ino: u64) -> Option<Turn> {
+    let is_free = busy().insert((dev, ino));
+    // Not made where it is not had: dropping one gives the turn back.
+    is_free.then(|| Turn((dev, ino)))
 }
 
 impl Drop for Turn {
@@ -63,6 +71,7 @@ mod tests {
         fs::hard_link(&a, &b).unwrap();
         let cancel = Cancel::new().unwrap();
         let first = take(&a, &cancel).unwrap();
+        assert!(try_take(first.0.0, first.0.1).is_none());
         let waiter = {
             let (b, cancel) = (b.clone(), cancel.clone());
             crate::thread::spawn("second", move || take(&b, &cancel).map(drop).is_ok()).unwrap()

@@ -275,3 +275,18 @@ fn backoff_grows_and_a_session_resets_it() {
     let snapshot = agent.status.snapshot();
     assert_eq!((snapshot.sessions, snapshot.failed_attempts), (2, 5));
 }
+
+/// What a watchdog goes by: a session promises to move on, an end promises nothing.
+#[test]
+fn the_link_promises_to_move_on() {
+    let server = Server::plain();
+    let agent = Setup::new(server.url()).start();
+    let _peer = server.session(ack());
+    agent.up();
+    let status = agent.status.clone();
+    let (now, hour) = (Instant::now(), Duration::from_secs(3600));
+    assert_eq!(status.late(now + Duration::from_secs(60)), None);
+    assert!(status.late(now + hour).is_some(), "a reader that hangs would show");
+    agent.finish().unwrap();
+    assert_eq!(status.late(now + hour), None, "nobody is expected to move any more");
+}

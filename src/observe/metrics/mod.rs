@@ -71,6 +71,8 @@ pub struct Moment {
     pub dropped: [(&'static str, u64); 3],
     /// The configuration that is held.
     pub config_version: u64,
+    /// Databases on this host that no job backs up, where that is known.
+    pub unprotected: Option<usize>,
 }
 
 /// The numbers; clones are the same.

@@ -31,6 +31,14 @@ impl Metrics {
         text.sample(&[("version", build.version), ("commit", build.commit)], 1.0);
         text.family("config_version", Kind::Gauge, "Version of the configuration that is held.");
         text.sample(&[], now.config_version as f64);
+        if let Some(unprotected) = now.unprotected {
+            text.family(
+                "unprotected_databases",
+                Kind::Gauge,
+                "Databases found on this host that no job backs up.",
+            );
+            text.sample(&[], unprotected as f64);
+        }
     }
 
     fn runs(&self, text: &mut Text) {

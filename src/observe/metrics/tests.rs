@@ -18,6 +18,7 @@ fn moment() -> Moment {
         pending: 3,
         dropped: [("log", 4), ("health", 0), ("ack", 0)],
         config_version: 5,
+        unprotected: Some(6),
     }
 }
 

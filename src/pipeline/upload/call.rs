@@ -4,6 +4,7 @@
 //! not followed, nothing shows a URL's query. What an answer means is the caller's business; only what says
 //! "not now" is asked again here, because each request made here may be repeated.
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ pub struct Ask<'a> {
     /// The presigned URL.
     pub url: Secret,
     /// Headers that no signature covers.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
     /// The body; sent with its length where there is one.
     pub body: Option<&'a [u8]>,
 }
@@ -81,6 +82,7 @@ pub struct Caller {
     timing: Timing,
     cancel: Cancel,
     roots: Arc<Mutex<Option<Roots>>>,
+    anywhere: bool,
 }
 
 /// Trust roots, and when they were read.
@@ -99,7 +101,13 @@ impl Caller {
         timing: Timing,
         cancel: Cancel,
     ) -> Self {
-        Self { tls, proxy, policy, timing, cancel, roots: Arc::default() }
+        Self { tls, proxy, policy, timing, cancel, roots: Arc::default(), anywhere: true }
+    }
+
+    /// The same for URLs from elsewhere, which must not lead to link-local addresses and metadata services.
+    #[must_use]
+    pub fn guarded(self) -> Self {
+        Self { anywhere: false, ..self }
     }
 
     /// Ends every wait, now and later.
@@ -195,12 +203,12 @@ impl Caller {
             timing: self.timing,
             cancel: self.cancel.clone(),
             exchange: exchange.clone(),
-            anywhere: true,
+            anywhere: self.anywhere,
             paces: Vec::new(),
         };
         let mut request = Request::builder().method(ask.method.clone()).uri(destination.uri);
         for (name, value) in &ask.headers {
-            request = request.header(*name, value);
+            request = request.header(name.as_ref(), value);
         }
         let malformed = |_| Fault::Url { problem: "is malformed" };
         let agent = agent(connector);

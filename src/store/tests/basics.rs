@@ -274,3 +274,13 @@ fn reset_moves_the_state_aside_and_deletes_nothing() {
     let old = open(&aside).unwrap();
     assert_eq!((old.id(), get(&old, Space::Runs, b"r").unwrap()), (id.as_str(), b"v".to_vec()));
 }
+
+#[test]
+fn a_directory_in_use_is_told_from_a_free_one() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(!super::super::is_in_use(dir.path()));
+    let lock = super::super::files::Lock::acquire(dir.path()).unwrap();
+    assert!(super::super::is_in_use(dir.path()));
+    drop(lock);
+    assert!(!super::super::is_in_use(dir.path()));
+}

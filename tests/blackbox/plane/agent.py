@@ -4,12 +4,14 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import threading
 import time
 
-COMMAND = [os.environ.get("BACKUPY_BIN", "")]
+# BACKUPY_RUNNER starts a program of another architecture: "qemu-arm-static".
+COMMAND = [*shlex.split(os.environ.get("BACKUPY_RUNNER", "")), os.environ.get("BACKUPY_BIN", "")]
 
 # What a container or a CI machine may set and an agent must not inherit in these tests.
 _CLEARED = ("SSL_CERT", "AWS_", "BACKUP", "PG", "HTTP", "http", "NO_PROXY", "no_proxy", "RUST_LOG", "ALL_PROXY")

@@ -95,6 +95,7 @@ class Plane:
     `script(session_number)` decides what happens to a connection before its handshake:
     "accept" (default), "close" (at once), "401", "403", "500", "mute" (never answers the upgrade),
     "no-ack" (upgrades, but never sends RegisterAck), "wrong-first" (sends something else first).
+    `ignores(register)` true is "no-ack" for those agents.
     `acks` is "each", "batch", "late", or "silent" (the server does not know the extension).
     `forget(received)` true means that the server crashes before storing that envelope: not journalled.
     """
@@ -115,6 +116,7 @@ class Plane:
         self.session_extra = {}
         self.cut_after = None
         self.part_urls = lambda request: {}
+        self.ignores = lambda register: False
         self.sessions = []
         self.journal = []
         self.entries = {}
@@ -381,7 +383,7 @@ class Plane:
         if received is None or received.kind != "register":
             raise websocket.ProtocolError("the first message is not Register")
         session.register = received.body
-        if action == "no-ack":
+        if action == "no-ack" or self.ignores(received.body):
             session.sock.recv(1)
             raise websocket.Closed("scripted silence")
         if action == "wrong-first":

@@ -201,7 +201,8 @@ impl Client {
             now_ms,
             now_ms + GOOD_FOR_MS,
         );
-        let headers = request.headers.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let headers =
+            request.headers.iter().map(|(name, value)| ((*name).into(), (*value).to_owned()));
         Ask {
             method: http_method(request.method),
             url,
