@@ -32,7 +32,8 @@ def test_backed_up_verified_and_restored(host, postgres):  # noqa: F811
         assert dump.read_bytes().startswith(b"PGDMP")
         text = roles.read_text()
         assert "CREATE ROLE clerk;" in text and "\\connect" not in text
-        refused = host.command("restore", "shop-globals", "--into", f"postgres://{postgres.superuser}@127.0.0.1:{postgres.port}/shop")
+        into = f"postgres://{postgres.superuser}@127.0.0.1:{postgres.port}/shop"
+        refused = host.command("restore", "shop-globals", "--into", into, "--yes")
         assert refused.returncode != OK and "psql --file" in refused.stderr
         postgres.sql("DROP ROLE clerk")
         postgres.sql("DROP ROLE clerks")
