@@ -38,6 +38,8 @@ pub enum Kind {
     Shrunk,
     /// A check fails.
     CheckFailed,
+    /// A check has had no result for a while.
+    CheckSilent,
     /// It works again.
     CheckRecovered,
     /// `up` itself cannot start.
@@ -49,7 +51,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const WORDS: [(&'static str, Self); 11] = [
+    const WORDS: [(&'static str, Self); 12] = [
         ("started", Self::Started),
         ("succeeded", Self::Succeeded),
         ("failed", Self::Failed),
@@ -58,6 +60,7 @@ impl Kind {
         ("missed", Self::Missed),
         ("shrunk", Self::Shrunk),
         ("check-failed", Self::CheckFailed),
+        ("check-silent", Self::CheckSilent),
         ("check-recovered", Self::CheckRecovered),
         ("down", Self::Down),
         ("test", Self::Test),
@@ -72,7 +75,9 @@ impl Kind {
     pub fn topic(self) -> Option<Topic> {
         match self {
             Self::Started | Self::Succeeded | Self::Test => None,
-            Self::Failed | Self::CheckFailed | Self::Down | Self::Other => Some(Topic::Failure),
+            Self::Failed | Self::CheckFailed | Self::CheckSilent | Self::Down | Self::Other => {
+                Some(Topic::Failure)
+            }
             Self::Recovered | Self::CheckRecovered => Some(Topic::Recovery),
             Self::Late | Self::Missed => Some(Topic::Missed),
             Self::Shrunk => Some(Topic::Shrunk),
@@ -83,7 +88,7 @@ impl Kind {
 /// What a channel's `on` chooses from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topic {
-    /// `failed`, `check-failed`, `down`.
+    /// `failed`, `check-failed`, `check-silent`, `down`.
     Failure,
     /// `recovered`, `check-recovered`.
     Recovery,
@@ -157,6 +162,7 @@ impl Message {
             Kind::Missed => format!("backup {name} did not start"),
             Kind::Shrunk => format!("backup {name} is far smaller than before"),
             Kind::CheckFailed => format!("check {name} fails"),
+            Kind::CheckSilent => format!("check {name} is silent"),
             Kind::CheckRecovered => format!("check {name} works again"),
             Kind::Down => "backupy cannot start".to_owned(),
             Kind::Test => "test message of backupy".to_owned(),
