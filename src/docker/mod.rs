@@ -13,6 +13,7 @@
 //! GET  /exec/ID/json                → running, exit code
 //! GET  /containers/json             → what runs, one after the other
 //! GET  /events                      → that containers came or went
+//! GET  /info                        → whether it runs without root
 //! ```
 
 mod attach;
@@ -41,7 +42,7 @@ pub use attach::{Attached, Output};
 pub use error::DockerError;
 pub use events::{Events, News};
 pub use list::{Description, Listed, Network, Port};
-pub use reach::Reach;
+pub use reach::{Own, Reach};
 
 use self::http::{Answer, Line, Request};
 use crate::clock::Deadline;

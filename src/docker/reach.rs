@@ -19,10 +19,21 @@ const MAX_ENTRIES: usize = 64;
 pub struct Reach {
     /// It has no network of its own but the host's.
     pub host: bool,
-    /// Its addresses, each with the length of its network's prefix in bits.
-    pub own: Vec<(IpAddr, u8)>,
-    /// Ports (TCP) of it that the host passes on, and where.
+    /// Its addresses.
+    pub own: Vec<Own>,
+    /// Ports (TCP) of it that the daemon's host passes on, and where; everywhere is a loopback address.
     pub published: Vec<(u16, SocketAddr)>,
+}
+
+/// An address of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    /// The address.
+    pub ip: IpAddr,
+    /// Length of its network's prefix in bits.
+    pub bits: u8,
+    /// The network's way out, which of a bridge is the daemon's host; a network may have none.
+    pub gateway: Option<IpAddr>,
 }
 
 #[derive(Deserialize)]
@@ -77,6 +88,25 @@ impl Docker {
     }
 }
 
+impl Docker {
+    /// Whether the daemon runs without root, and so with networks that nobody outside of it is on.
+    ///
+    /// # Errors
+    /// When the daemon fails.
+    pub fn is_rootless(&self, bounds: Bounds<'_>) -> Result<bool, DockerError> {
+        #[derive(Deserialize)]
+        struct Info {
+            #[serde(default, rename = "SecurityOptions")]
+            options: Option<Vec<String>>,
+        }
+        let doing = "asking whether it runs without root";
+        let answer = self.call(&Request::get("/info"), bounds, doing)?;
+        let found: Info = expect(answer, 200, doing)?;
+        let mut words = found.options.iter().flatten().flat_map(|option| option.split(','));
+        Ok(words.any(|word| word == "name=rootless"))
+    }
+}
+
 fn read(found: &Inspected) -> Reach {
     let text = |value: &serde_json::Value, key: &str| {
         value.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned()
@@ -84,14 +114,16 @@ fn read(found: &Inspected) -> Reach {
     let mut reach = Reach { host: found.host_config.network_mode == "host", ..Reach::default() };
     let networks = found.network_settings.networks.iter().flatten().take(MAX_ENTRIES);
     for (_, network) in networks {
-        for (address, prefix) in
-            [("IPAddress", "IPPrefixLen"), ("GlobalIPv6Address", "GlobalIPv6PrefixLen")]
-        {
+        for (address, prefix, gateway) in [
+            ("IPAddress", "IPPrefixLen", "Gateway"),
+            ("GlobalIPv6Address", "GlobalIPv6PrefixLen", "IPv6Gateway"),
+        ] {
             let bits = network.get(prefix).and_then(serde_json::Value::as_u64);
-            if let (Ok(address), Some(bits)) =
+            if let (Ok(ip), Some(bits)) =
                 (text(network, address).parse(), bits.and_then(|bits| u8::try_from(bits).ok()))
             {
-                reach.own.push((address, bits));
+                let gateway = text(network, gateway).parse().ok();
+                reach.own.push(Own { ip, bits, gateway });
             }
         }
     }
@@ -137,7 +169,7 @@ mod tests {
 
     const BRIDGE: &str = r#"{"HostConfig":{"NetworkMode":"shop"},"NetworkSettings":{
         "Networks":{
-            "shop":{"IPAddress":"172.18.0.2","IPPrefixLen":16,"GlobalIPv6Address":"fd00::2","GlobalIPv6PrefixLen":64},
+            "shop":{"IPAddress":"172.18.0.2","IPPrefixLen":16,"Gateway":"172.18.0.1","IPv6Gateway":"","GlobalIPv6Address":"fd00::2","GlobalIPv6PrefixLen":64},
             "gone":{"IPAddress":"","IPPrefixLen":0},
             "odd":{"IPAddress":"10.0.0.1","IPPrefixLen":700}},
         "Ports":{
@@ -150,8 +182,10 @@ mod tests {
     fn addresses_and_ports() {
         let reach = ask(&[BRIDGE]).unwrap();
         assert!(!reach.host);
-        let own = [("172.18.0.2", 16), ("fd00::2", 64)];
-        assert_eq!(reach.own, own.map(|(ip, bits)| (ip.parse().unwrap(), bits)));
+        let gateway = "172.18.0.1".parse().ok();
+        let v4 = Own { ip: "172.18.0.2".parse().unwrap(), bits: 16, gateway };
+        let v6 = Own { ip: "fd00::2".parse().unwrap(), bits: 64, gateway: None };
+        assert_eq!(reach.own, [v4, v6]);
         let published = ["127.0.0.1:7001", "[::1]:7002", "192.0.2.7:7003"];
         assert_eq!(reach.published, published.map(|at| (6379, at.parse().unwrap())));
     }
@@ -185,5 +219,20 @@ mod tests {
         let gone = answer(404, "{}");
         let (_, reach) = said(&[&gone]);
         assert!(matches!(reach.unwrap_err(), DockerError::NoContainer { .. }));
+    }
+
+    #[test]
+    fn without_root() {
+        let said = [
+            r#"{"SecurityOptions":["name=seccomp,profile=builtin","name=rootless"]}"#,
+            r#"{"SecurityOptions":["name=seccomp,profile=builtin"]}"#,
+            r#"{"SecurityOptions":null}"#,
+        ];
+        let answers = said.map(ok);
+        let daemon = Daemon::saying(&[&answers[0], &answers[1], &answers[2], &answer(500, "{}")]);
+        let docker = Docker::connect(&daemon.socket(), patient()).unwrap();
+        let found: Vec<_> = (0..3).map(|_| docker.is_rootless(patient()).unwrap()).collect();
+        assert_eq!(found, [true, false, false]);
+        docker.is_rootless(patient()).unwrap_err();
     }
 }

@@ -28,6 +28,8 @@ pub enum ContainerFault {
         container: String,
         /// The port.
         port: u16,
+        /// Whether the agent is in a container itself.
+        shut_in: bool,
     },
     /// The command could not be started in it.
     NoShell {
@@ -98,10 +100,15 @@ impl fmt::Display for ContainerFault {
                     ContainerState::Stopped(word) => write!(f, "does not run ({word}); start it"),
                 }
             }
-            Self::NoAddress { container, port } => write!(
+            Self::NoAddress { container, port, shut_in: false } => write!(
                 f,
-                "nothing leads from here to the container {container}: this host is on none of its networks and its port {port} \
-                 is not published; publish it (127.0.0.1:{port}:{port}) or attach the container to a bridge network"
+                "nothing leads from here to the container {container}: its port {port} is not published and this host is on none of \
+                 its networks, or Docker runs without root; publish it (127.0.0.1:{port}:{port})"
+            ),
+            Self::NoAddress { container, port, shut_in: true } => write!(
+                f,
+                "nothing leads from here to the container {container}: this agent runs in a container itself, where 127.0.0.1 is its \
+                 own; attach both to one network, or publish the port {port} at an address of the host"
             ),
             Self::NoShell { container, said } => write!(
                 f,

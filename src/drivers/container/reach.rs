@@ -1,15 +1,28 @@
 //! A server in a container whose protocol we speak ourselves: where it is dialled. Nothing runs inside for it.
 //!
-//! Its own address is taken only if this host is on that network itself: somewhere else (in a daemon without root, on
-//! another machine) the same private address may be a stranger's, who would be told the password. Then come the ports
-//! that the host passes on.
+//! Ports that the daemon's host passes on come first. Somewhere else (in a daemon without root, on another machine) the
+//! container's own address may be a stranger's, who would be told the password, so it is taken only if
+//!
+//! - the daemon does not say that it runs without root, and
+//! - the address by which this host would go there lies in the container's network and is that network's gateway, if
+//!   it has one. (An agent in a container is never the gateway, so there the network alone is compared.)
+//!
+//! That does not recognise a daemon with root on another machine whose socket was forwarded to here: its networks look
+//! like ours, and its published ports are taken for this host's.
+//!
+//! In a container, 127.0.0.1 is the agent's own and no way to anything of the host. One that sees a bridge uses the
+//! network of the host, or of the daemon that it holds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 
 use super::super::exec::ExecError;
 use super::super::{Context, DriverError};
 use super::{ContainerFault, Inside, ask, failed, halted};
-use crate::docker::{Docker, Reach};
+use crate::docker::{Docker, Own, Reach};
+
+/// Interfaces of this host that are looked at.
+const MAX_INTERFACES: usize = 4_096;
 
 impl Inside {
     /// Where `port` of the container is reached from here, the likeliest first; never empty.
@@ -23,9 +36,20 @@ impl Inside {
     ) -> Result<Vec<SocketAddr>, DriverError> {
         let (docker, container) = self.admit(cx)?;
         let reach = docker.reach(&container, ask(cx)).map_err(failed)?;
-        let found = places(&reach, port, &is_neighbour);
+        let shut_in = is_shut_in(Path::new("/"));
+        let mut found = published(&reach, port, shut_in);
+        let mut near = reach.own.iter().filter(|own| is_neighbour(own, shut_in)).peekable();
+        if near.peek().is_some() {
+            match docker.is_rootless(ask(cx)) {
+                Ok(false) => found.extend(near.map(|own| SocketAddr::new(own.ip, port))),
+                Ok(true) => {}
+                // Something between us and the daemon may keep that from us.
+                Err(_) if !found.is_empty() => {}
+                Err(error) => return Err(failed(error).into()),
+            }
+        }
         if found.is_empty() {
-            let fault = ContainerFault::NoAddress { container: container.name, port };
+            let fault = ContainerFault::NoAddress { container: container.name, port, shut_in };
             return Err(ExecError::from(fault).into());
         }
         Ok(found)
@@ -39,25 +63,46 @@ impl Inside {
     }
 }
 
-fn places(reach: &Reach, port: u16, neighbour: &dyn Fn(IpAddr, u8) -> bool) -> Vec<SocketAddr> {
-    if reach.host {
+/// Where the host passes it on, or has it itself.
+fn published(reach: &Reach, port: u16, shut_in: bool) -> Vec<SocketAddr> {
+    let mut found: Vec<SocketAddr> = if reach.host {
         let own: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        return own.map(|ip| SocketAddr::new(ip, port)).to_vec();
-    }
-    let near = reach.own.iter().filter(|(ip, bits)| neighbour(*ip, *bits));
-    let published = reach.published.iter().filter(|(inside, _)| *inside == port);
-    near.map(|(ip, _)| SocketAddr::new(*ip, port)).chain(published.map(|(_, at)| *at)).collect()
+        own.iter().map(|ip| SocketAddr::new(*ip, port)).collect()
+    } else {
+        let published = reach.published.iter().filter(|(inside, _)| *inside == port);
+        published.map(|(_, at)| *at).collect()
+    };
+    found.retain(|at| !(shut_in && at.ip().to_canonical().is_loopback()));
+    found
 }
 
-/// Whether this host has an address of its own in that network, by which it would go there. Nothing is sent.
-fn is_neighbour(ip: IpAddr, bits: u8) -> bool {
+/// Whether this agent is in a container whose network is its own.
+fn is_shut_in(root: &Path) -> bool {
+    let marked = ["/.dockerenv", "/run/.containerenv"].iter();
+    let mut marked = marked.map(|mark| root.join(mark.trim_start_matches('/')));
+    marked.any(|mark| mark.exists()) && !sees_bridge(&root.join("sys/class/net"))
+}
+
+fn sees_bridge(interfaces: &Path) -> bool {
+    let interfaces = std::fs::read_dir(interfaces).into_iter().flatten().flatten();
+    interfaces.take(MAX_INTERFACES).any(|interface| interface.path().join("bridge").exists())
+}
+
+/// Whether this host is in that network, as far as can be seen from here. Nothing is sent.
+fn is_neighbour(own: &Own, shut_in: bool) -> bool {
     let any: IpAddr =
-        if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let own = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect((ip, 9))?;
+        if own.ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let here = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((own.ip, 9))?;
         socket.local_addr()
     });
-    own.is_ok_and(|own| same_network(own.ip(), ip, bits))
+    here.is_ok_and(|here| is_way(here.ip(), own, shut_in))
+}
+
+/// Whether `here`, by which this host would go there, is that network's.
+fn is_way(here: IpAddr, own: &Own, shut_in: bool) -> bool {
+    let gateway = own.gateway.filter(|_| !shut_in);
+    same_network(here, own.ip, own.bits) && gateway.is_none_or(|gateway| gateway == here)
 }
 
 fn same_network(a: IpAddr, b: IpAddr, bits: u8) -> bool {
@@ -77,27 +122,51 @@ fn same_network(a: IpAddr, b: IpAddr, bits: u8) -> bool {
 mod tests {
     use super::*;
 
-    fn shown(reach: &Reach, neighbour: &dyn Fn(IpAddr, u8) -> bool) -> Vec<String> {
-        places(reach, 6379, neighbour).iter().map(ToString::to_string).collect()
+    fn shown(reach: &Reach, shut_in: bool) -> Vec<String> {
+        published(reach, 6379, shut_in).iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn neighbours_first_then_what_is_published() {
-        let reach = Reach {
-            host: false,
-            own: vec![("10.0.0.2".parse().unwrap(), 24), ("fd00::2".parse().unwrap(), 64)],
-            published: vec![
-                (80, "127.0.0.1:8080".parse().unwrap()),
-                (6379, "127.0.0.1:7000".parse().unwrap()),
-            ],
-        };
-        let all = ["10.0.0.2:6379", "[fd00::2]:6379", "127.0.0.1:7000"];
-        assert_eq!(shown(&reach, &|_, _| true), all);
-        assert_eq!(shown(&reach, &|ip, _| ip.is_ipv6()), all[1..]);
-        assert_eq!(shown(&reach, &|_, _| false), ["127.0.0.1:7000"]);
+    fn what_is_published() {
+        let published = ["127.0.0.1:7000", "[::1]:7000", "192.0.2.7:7000"];
+        let mut published = published.map(|at| (6379, at.parse().unwrap())).to_vec();
+        published.insert(0, (80, "127.0.0.1:8080".parse().unwrap()));
+        let reach = Reach { published, ..Reach::default() };
+        assert_eq!(shown(&reach, false), ["127.0.0.1:7000", "[::1]:7000", "192.0.2.7:7000"]);
         let host = Reach { host: true, ..Reach::default() };
-        assert_eq!(shown(&host, &|_, _| false), ["127.0.0.1:6379", "[::1]:6379"]);
-        assert!(shown(&Reach::default(), &|_, _| true).is_empty());
+        assert_eq!(shown(&host, false), ["127.0.0.1:6379", "[::1]:6379"]);
+        // In a container of our own all that is us.
+        assert_eq!(shown(&reach, true), ["192.0.2.7:7000"]);
+        assert!(shown(&host, true).is_empty());
+    }
+
+    #[test]
+    fn the_way_into_a_network_is_its_gateway() {
+        let own = |gateway: &str| Own {
+            ip: "172.17.0.2".parse().unwrap(),
+            bits: 16,
+            gateway: gateway.parse().ok(),
+        };
+        let is =
+            |here: &str, gateway, shut_in| is_way(here.parse().unwrap(), &own(gateway), shut_in);
+        assert!(is("172.17.0.1", "172.17.0.1", false));
+        assert!(is("172.17.0.1", "", false));
+        assert!(!is("172.17.0.9", "172.17.0.1", false));
+        assert!(is("172.17.0.9", "172.17.0.1", true));
+        assert!(!is("172.18.0.1", "", false) && !is("172.18.0.1", "172.18.0.1", true));
+    }
+
+    #[test]
+    fn in_a_container_with_a_network_of_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let net = root.path().join("sys/class/net");
+        std::fs::create_dir_all(net.join("eth0")).unwrap();
+        assert!(!is_shut_in(root.path()));
+        std::fs::create_dir(root.path().join("run")).unwrap();
+        std::fs::write(root.path().join("run/.containerenv"), "").unwrap();
+        assert!(is_shut_in(root.path()));
+        std::fs::create_dir_all(net.join("docker0/bridge")).unwrap();
+        assert!(!is_shut_in(root.path()));
     }
 
     #[test]
@@ -111,6 +180,7 @@ mod tests {
         // Everybody would be a neighbour.
         assert!(!same("10.0.0.1", "10.0.0.1", 0) && !same("::1", "::1", 0));
         assert!(!same("10.0.0.1", "::1", 8) && !same("10.0.0.1", "10.0.0.1", 33));
-        assert!(is_neighbour("127.0.0.7".parse().unwrap(), 8));
+        let own = Own { ip: "127.0.0.7".parse().unwrap(), bits: 8, gateway: None };
+        assert!(is_neighbour(&own, false));
     }
 }
