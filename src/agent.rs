@@ -279,8 +279,9 @@ impl Agent {
             let _ = done.send(());
         })
         .map_err(|error| AgentError::Io("start the dispatch thread", error))?;
-        let discovery = Discovery::start(&finder, discover::reporter(slots.clone()))
-            .map_err(|error| AgentError::Io("start the discovery thread", error))?;
+        let discovery =
+            Discovery::start(&finder, discover::reporter(slots.clone(), shared.clone()))
+                .map_err(|error| AgentError::Io("start the discovery thread", error))?;
         let link = LinkConfig {
             transport: options.transport,
             agent_key: options.agent_key,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::config::HostPolicy;
 use crate::dispatch::Shared;
+use crate::host::discovery::protect::Backup;
 use crate::host::discovery::report::{Database, InContainer, Place, Service, word};
 use crate::host::discovery::{Finder, Report, Settings, view};
 use crate::link::Slots;
@@ -47,7 +48,12 @@ impl Found {
     /// For `discover`: looks now.
     pub(super) fn look(&self) -> Value {
         let report = self.finder.look_now(&self.stop);
-        json!({ "done": view::whole(&report, Some(&self.shared.backups())) })
+        let backups = self.shared.backups();
+        backups.iter().for_each(Backup::follow_links);
+        let mut found = view::whole(&report, Some(&backups));
+        let names: Vec<&str> = backups.iter().map(|backup| backup.job_id.as_str()).collect();
+        found["jobs"] = json!(names);
+        json!({ "done": found })
     }
 }
 
@@ -61,9 +67,13 @@ pub fn settings(policy: &HostPolicy, state_dir: &Path) -> Settings {
     }
 }
 
-/// Sends every report, in place of the one before.
-pub(super) fn reporter(slots: Slots) -> Box<dyn Fn(&Report) + Send> {
-    Box::new(move |report| slots.put_discovery(report.databases.iter().map(message).collect()))
+/// Sends every report, in place of the one before. On the thread that looks links are followed, too, so that nobody
+/// else waits for a file system.
+pub(super) fn reporter(slots: Slots, shared: Shared) -> Box<dyn Fn(&Report) + Send> {
+    Box::new(move |report| {
+        slots.put_discovery(report.databases.iter().map(message).collect());
+        shared.backups().iter().for_each(Backup::follow_links);
+    })
 }
 
 fn message(database: &Database) -> wire::Container {
@@ -167,6 +177,7 @@ mod tests {
                     container_port: 60_000 + port,
                     host_port: 60_000,
                     protocol: "tcp".into(),
+                    ..Port::default()
                 })
                 .collect(),
             ..Listed::default()

@@ -43,7 +43,7 @@ pub struct DiscoverArgs {
 
 /// Runs the command.
 pub fn run(args: &DiscoverArgs) -> Exit {
-    let (state_dir, backups) = match place(args) {
+    let (state_dir, backups, own) = match place(args) {
         Ok(place) => place,
         Err(exit) => return exit,
     };
@@ -58,7 +58,7 @@ pub fn run(args: &DiscoverArgs) -> Exit {
             return Exit::Failed;
         }
     };
-    let printed = if args.json { writeln!(io::stdout(), "{found:#}") } else { print(&found) };
+    let printed = if args.json { writeln!(io::stdout(), "{found:#}") } else { print(&found, &own) };
     match printed {
         Ok(()) => Exit::Ok,
         // Whoever read it has seen enough of it.
@@ -70,9 +70,11 @@ pub fn run(args: &DiscoverArgs) -> Exit {
     }
 }
 
-/// The state directory, and what a file of `up` says is backed up.
+/// The state directory, what a file of `up` says is backed up, and the names of all of its backups.
+type Known = (PathBuf, Option<Vec<Backup>>, Vec<String>);
+
 #[cfg(feature = "control")]
-fn place(args: &DiscoverArgs) -> Result<(PathBuf, Option<Vec<Backup>>), Exit> {
+fn place(args: &DiscoverArgs) -> Result<Known, Exit> {
     use crate::host::discovery::protect;
     use crate::model::{AgentConfig, Job};
     let found = Place::find(args.config.as_deref(), args.state_dir.as_deref(), &process_env);
@@ -80,6 +82,10 @@ fn place(args: &DiscoverArgs) -> Result<(PathBuf, Option<Vec<Backup>>), Exit> {
         complain(&error);
         error.exit()
     })?;
+    let settings = place.settings.as_ref();
+    let own = settings.map(|settings| {
+        settings.backups.iter().map(|backup| backup.target.id.clone()).collect::<Vec<_>>()
+    });
     let backups = place.settings.map(|settings| {
         let job =
             |target: &str| Job { id: target.into(), target_id: target.into(), ..Job::default() };
@@ -87,12 +93,12 @@ fn place(args: &DiscoverArgs) -> Result<(PathBuf, Option<Vec<Backup>>), Exit> {
         let targets = settings.backups.into_iter().map(|backup| backup.target).collect();
         protect::backups(&AgentConfig { targets, jobs, ..AgentConfig::default() })
     });
-    Ok((place.state_dir, backups))
+    Ok((place.state_dir, backups, own.unwrap_or_default()))
 }
 
 #[cfg(not(feature = "control"))]
-fn place(args: &DiscoverArgs) -> Result<(PathBuf, Option<Vec<Backup>>), Exit> {
-    Ok((super::state_dir(args.state_dir.as_deref()), None))
+fn place(args: &DiscoverArgs) -> Result<Known, Exit> {
+    Ok((super::state_dir(args.state_dir.as_deref()), None, Vec::new()))
 }
 
 /// What the running process finds; `None` if there is none.
@@ -132,10 +138,11 @@ fn look(state_dir: &Path, backups: Option<&[Backup]>) -> Result<Value, Exit> {
             state_dir.display()
         ));
     }
+    backups.iter().copied().flatten().for_each(Backup::follow_links);
     Ok(view::whole(&report, backups))
 }
 
-fn print(found: &Value) -> io::Result<()> {
+fn print(found: &Value, own: &[String]) -> io::Result<()> {
     let databases = found["databases"].as_array().map_or(&[][..], Vec::as_slice);
     if let (Some(why), false) =
         (found["docker"]["error"].as_str(), found["docker"]["absent"] == json!(true))
@@ -158,13 +165,29 @@ fn print(found: &Value) -> io::Result<()> {
     if open.is_empty() {
         return Ok(());
     }
-    writeln!(out, "\n# For the file of `backupy up`: what is not backed up so far.")?;
-    let taken = databases.iter().filter_map(|database| database["backups"].as_array()).flatten();
-    let mut names = Names::new(taken.filter_map(Value::as_str));
+    writeln!(out, "\n{}", headline(&open))?;
+    let mut names = Names::new(taken(found).chain(own.iter().map(String::as_str)));
     for database in open {
         writeln!(out, "\n{}", paste::section(database, &mut names))?;
     }
     Ok(())
+}
+
+/// Over what is there to paste.
+fn headline(open: &[&Value]) -> &'static str {
+    if open.iter().all(|database| database["protected"] == json!(false)) {
+        "# For the file of `backupy up`: what is not backed up so far."
+    } else {
+        "# For the file of `backupy up`: everything that was found; whether it is backed up already is not known."
+    }
+}
+
+/// The names of all backups of the process, those included that protect nothing here.
+fn taken(found: &Value) -> impl Iterator<Item = &str> {
+    let databases = found["databases"].as_array().into_iter().flatten();
+    let protecting = databases.filter_map(|database| database["backups"].as_array()).flatten();
+    let jobs = found["jobs"].as_array().into_iter().flatten();
+    jobs.chain(protecting).filter_map(Value::as_str)
 }
 
 fn row(database: &Value) -> Vec<String> {
@@ -181,4 +204,23 @@ fn row(database: &Value) -> Vec<String> {
     };
     let ports = ports.collect::<Vec<_>>().join(", ");
     vec![text("title").to_owned(), made_of.to_owned(), ports, backups]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_not_called_unprotected() {
+        let (open, unknown) = (json!({ "protected": false }), json!({ "protected": null }));
+        assert!(headline(&[&open]).contains("not backed up so far"));
+        assert!(headline(&[&unknown]).contains("is not known"));
+    }
+
+    #[test]
+    fn names_of_backups_of_other_hosts_are_taken_too() {
+        let found = json!({ "jobs": ["shop"], "databases": [{ "backups": ["app"] }, {}] });
+        assert_eq!(taken(&found).collect::<Vec<_>>(), ["shop", "app"]);
+        assert_eq!(taken(&json!({})).count(), 0);
+    }
 }

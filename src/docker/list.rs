@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -22,6 +23,8 @@ const MAX_DESCRIPTION_BYTES: usize = 512 << 10;
 const MAX_PORTS: usize = 64;
 const MAX_NETWORKS: usize = 16;
 const MAX_ALIASES: usize = 16;
+/// Addresses of this host at which one port is published.
+const MAX_PUBLISHED: usize = 16;
 /// Of names of any kind, in characters.
 const MAX_NAME: usize = 255;
 
@@ -48,7 +51,7 @@ pub struct Network {
     /// Its name.
     pub name: String,
     /// The container's addresses there.
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A port of a container.
@@ -60,9 +63,11 @@ pub struct Port {
     pub host_port: u16,
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
+    /// The host's addresses at which it is published; an unspecified one means all.
+    pub host_addresses: Vec<IpAddr>,
 }
 
-/// What a container is made of; it stays the same as long as the container exists.
+/// What a container is made of; it stays the same as long as the container exists, but for the aliases.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Description {
     /// The image's name when the container was made.
@@ -174,6 +179,8 @@ struct RawNetwork {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct RawPort {
+    #[serde(rename = "IP")]
+    ip: Option<String>,
     private_port: Option<u16>,
     public_port: Option<u16>,
     r#type: Option<String>,
@@ -210,16 +217,8 @@ fn listed(object: &[u8]) -> Option<Listed> {
     let name = names.clone().find(|name| !name.contains('/')).or_else(|| names.next());
     let networks = raw.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
     let mut ports: Vec<Port> = Vec::new();
-    for port in raw.ports.unwrap_or_default() {
-        let port = Port {
-            container_port: port.private_port.unwrap_or(0),
-            host_port: port.public_port.unwrap_or(0),
-            protocol: plain(port.r#type.as_deref().unwrap_or("tcp"), 8),
-        };
-        // For IPv4 and IPv6 the same is said twice.
-        if ports.len() < MAX_PORTS && !ports.contains(&port) {
-            ports.push(port);
-        }
+    for raw in raw.ports.unwrap_or_default() {
+        add_port(&mut ports, &raw);
     }
     let mode = raw.host_config.and_then(|config| config.network_mode).unwrap_or_default();
     Some(Listed {
@@ -230,6 +229,33 @@ fn listed(object: &[u8]) -> Option<Listed> {
         networks: networks.into_iter().take(MAX_NETWORKS).map(network).collect(),
         ports,
     })
+}
+
+/// What is published at several addresses, such as for IPv4 and IPv6, is one port.
+fn add_port(ports: &mut Vec<Port>, raw: &RawPort) {
+    let host_port = raw.public_port.unwrap_or(0);
+    let address: Option<IpAddr> = match raw.ip.as_deref().unwrap_or_default() {
+        _ if host_port == 0 => None,
+        "" => Some(Ipv4Addr::UNSPECIFIED.into()),
+        text => text.parse().ok(),
+    };
+    let port = Port {
+        container_port: raw.private_port.unwrap_or(0),
+        host_port,
+        protocol: plain(raw.r#type.as_deref().unwrap_or("tcp"), 8),
+        host_addresses: address.into_iter().collect(),
+    };
+    let same = |known: &&mut Port| {
+        (known.container_port, known.host_port) == (port.container_port, port.host_port)
+            && known.protocol == port.protocol
+    };
+    if let Some(known) = ports.iter_mut().find(same) {
+        if known.host_addresses.len() < MAX_PUBLISHED {
+            known.host_addresses.extend(port.host_addresses);
+        }
+    } else if ports.len() < MAX_PORTS {
+        ports.push(port);
+    }
 }
 
 fn network((name, raw): (String, Option<RawNetwork>)) -> Network {

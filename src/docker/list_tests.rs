@@ -26,8 +26,9 @@ fn list(bytes: &[u8]) -> (Result<bool, DockerError>, Vec<Listed>) {
     (whole, found)
 }
 
-fn port(container_port: u16, host_port: u16) -> Port {
-    Port { container_port, host_port, protocol: "tcp".into() }
+fn port(container_port: u16, host_port: u16, at: &[&str]) -> Port {
+    let host_addresses = at.iter().map(|text| text.parse().unwrap()).collect();
+    Port { container_port, host_port, protocol: "tcp".into(), host_addresses }
 }
 
 #[test]
@@ -41,7 +42,7 @@ fn a_list_is_read() {
         image: "postgres:16".into(),
         network_mode: "shop".into(),
         networks: vec![network],
-        ports: vec![port(5432, 5433), port(80, 0)],
+        ports: vec![port(5432, 5433, &["0.0.0.0", "::"]), port(80, 0, &[])],
     };
     assert_eq!(found, [expected]);
     assert_eq!(list(&ok("[]")).1, []);

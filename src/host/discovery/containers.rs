@@ -1,7 +1,7 @@
 //! Which containers hold a database: lists them, and looks into those where the list does not tell all.
 //!
-//! A container's description never changes, so each is looked into once; what is known of those that have gone is
-//! forgotten. Whatever the daemon does, a look ends with its deadline, and what cannot be looked into is judged by the
+//! A container's description never changes but for its aliases (`docker network connect --alias`), so it is looked into
+//! once, and again with each look at everything; what is known of those that have gone is forgotten. Whatever the daemon does, a look ends with its deadline, and what cannot be looked into is judged by the
 //! list.
 
 use std::collections::BTreeMap;
@@ -37,10 +37,11 @@ pub(super) struct Containers {
 }
 
 impl Containers {
-    /// Looks again; after an error everything is as before.
+    /// Looks again; after an error everything is as before. `anew` asks again even what is known.
     pub(super) fn look(
         &mut self,
         docker: &Docker,
+        anew: bool,
         deadline: Deadline,
         cancel: &Cancel,
     ) -> Result<(), DockerError> {
@@ -59,16 +60,16 @@ impl Containers {
         for container in listed {
             let known = self.descriptions.get(&container.id).cloned();
             let description = match known {
-                Some(known) => Some(known),
-                None if silent >= MAX_SILENT || deadline.passed() => None,
-                None => match docker.describe(&container.id, &is_hint, within(DESCRIBE)) {
+                known if silent >= MAX_SILENT || deadline.passed() => known,
+                Some(known) if !anew => Some(known),
+                known => match docker.describe(&container.id, &is_hint, within(DESCRIBE)) {
                     Ok(description) => Some(Arc::new(description)),
                     // It has just gone.
                     Err(DockerError::NoContainer { .. }) => continue,
                     Err(DockerError::Cancelled(why)) => return Err(DockerError::Cancelled(why)),
                     Err(_) => {
                         silent += 1;
-                        None
+                        known
                     }
                 },
             };

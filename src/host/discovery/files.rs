@@ -34,6 +34,8 @@ const HEADER: &[u8; 16] = b"SQLite format 3\0";
 pub(super) struct Found {
     /// Real paths, each once.
     pub(super) files: Vec<PathBuf>,
+    /// Named paths that are, or lie behind, a link, and where they lead.
+    pub(super) links: Vec<(PathBuf, PathBuf)>,
     /// What was not looked at, for people.
     pub(super) notes: Vec<String>,
 }
@@ -79,6 +81,9 @@ impl Walk<'_> {
     /// A named path may itself be a link; what it leads to is the tree.
     fn root(&mut self, path: &Path) -> std::io::Result<()> {
         let real = std::fs::canonicalize(path)?;
+        if real != path {
+            self.found.links.push((path.to_owned(), real.clone()));
+        }
         let meta = statat(CWD, &real, AtFlags::SYMLINK_NOFOLLOW)?;
         self.device = meta.st_dev;
         let (dir, name) = match (real.parent(), real.file_name()) {

@@ -6,8 +6,8 @@
 //!                                         an hour ──┘        ▲
 //! status ─────────────────────────────────────────────────────┘  (asked for by a person)
 //! ```
-//! The thread `discover` waits for the daemon's events and the hour, and wakes up for nothing else. Whatever the
-//! daemon does (missing, hanging, restarting, lying), it costs this thread a deadline and nobody else anything.
+//! The thread `discover` waits for the daemon's events and the hour. Where no daemon answers it wakes up to dial the
+//! socket, in the end every minute, and for nothing else. Whatever the daemon does (missing, hanging, restarting, lying), it costs this thread a deadline and nobody else anything.
 
 mod containers;
 mod files;
@@ -28,6 +28,7 @@ mod watch;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -50,6 +51,8 @@ struct Shared {
     looker: Mutex<Looker>,
     latest: Mutex<Option<Arc<Report>>>,
     enabled: bool,
+    /// The thread ended by a defect.
+    ended: AtomicBool,
     socket: PathBuf,
 }
 
@@ -58,7 +61,8 @@ impl Finder {
     pub fn new(settings: Settings) -> Self {
         let (enabled, socket) = (settings.enabled, settings.docker_socket.clone());
         let looker = Mutex::new(Looker::new(settings));
-        Self(Arc::new(Shared { looker, latest: Mutex::new(None), enabled, socket }))
+        let ended = AtomicBool::new(false);
+        Self(Arc::new(Shared { looker, latest: Mutex::new(None), enabled, ended, socket }))
     }
 
     /// Whether anybody may look unasked.
@@ -66,7 +70,7 @@ impl Finder {
         self.0.enabled
     }
 
-    /// What was found last.
+    /// What was found last, where somebody looks again by the hour: anything else would never age.
     pub fn latest(&self) -> Option<Arc<Report>> {
         lock(&self.0.latest).clone()
     }
@@ -81,8 +85,18 @@ impl Finder {
 
     fn keep(&self, report: Report) -> Arc<Report> {
         let report = Arc::new(report);
-        *lock(&self.0.latest) = Some(report.clone());
+        let mut latest = lock(&self.0.latest);
+        if self.0.enabled && !self.0.ended.load(Ordering::Relaxed) {
+            *latest = Some(report.clone());
+        }
         report
+    }
+
+    /// Nobody will look by the hour any more.
+    fn end(&self) {
+        let mut latest = lock(&self.0.latest);
+        self.0.ended.store(true, Ordering::Relaxed);
+        *latest = None;
     }
 }
 
@@ -108,9 +122,11 @@ impl Discovery {
             return Ok(Self { stop, thread: None });
         }
         let mut watch = Watch::new(finder.clone(), on_report, stop.clone());
+        let finder = finder.clone();
         // Nothing depends on this thread, so its end is not the process's.
         let thread = spawn("discover", move || {
             if catch_unwind(AssertUnwindSafe(|| watch.run())).is_err() {
+                finder.end();
                 log::error!(
                     "the discovery of databases ended by a defect; restart to have it again"
                 );

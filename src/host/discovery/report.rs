@@ -1,6 +1,6 @@
 //! What one look found, and the bounds of it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -89,6 +89,8 @@ pub struct Report {
     pub notes: Vec<String>,
     /// What this machine calls itself.
     pub here: Here,
+    /// Directories of files that are named by a link, and where it leads.
+    pub links: Vec<(PathBuf, PathBuf)>,
 }
 
 /// The names under which a machine is its own neighbour.
@@ -119,6 +121,7 @@ impl InContainer {
             container_port: *port,
             host_port: if self.is_on_host() { *port } else { 0 },
             protocol: "tcp".to_owned(),
+            host_addresses: vec![Ipv4Addr::UNSPECIFIED.into()],
         };
         exposed.iter().filter(|port| **port != 0).map(port).collect()
     }

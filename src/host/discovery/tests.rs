@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::report::{Database, DockerState, Place};
 use super::*;
 use crate::clock::Deadline;
-use crate::docker::testing::{Daemon, LONG, VERSION, answer, hangs, ok};
+use crate::docker::testing::{self, Daemon, LONG, VERSION, answer, hangs, ok};
 
 const SECRET: &str = "s3cret-value";
 const STREAM: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
@@ -101,11 +101,15 @@ fn databases_by_image_or_by_port_and_no_value_of_anything() {
     for text in [shown, view::summary(&report, &[]).to_string(), format!("{report:?} {finder:?}")] {
         assert!(!text.contains(SECRET), "{text}");
     }
-    // What is known is not asked again, and an exporter never was.
+    // An exporter is never asked, and what is known only by a look at everything: aliases may be new.
     let asked = daemon.requests().len();
     assert_eq!(asked, 2 + 4);
     finder.look_now(&Cancel::new().unwrap());
-    assert_eq!(daemon.requests().len(), asked + 2);
+    assert_eq!(daemon.requests().len(), 2 * asked);
+    let (cancel, bounds) = (Cancel::new().unwrap(), testing::patient());
+    let docker = crate::docker::Docker::connect(&daemon.socket(), bounds).unwrap();
+    lock(&finder.0.looker).look(Ok(&docker), pace::Scope::Containers, &cancel);
+    assert_eq!(daemon.requests().len(), 2 * asked + 2);
 }
 
 #[test]
@@ -295,6 +299,22 @@ fn switched_off_there_is_no_thread() {
     assert!(discovery.thread.is_none());
     drop(discovery);
     assert_eq!(finder.latest(), None);
-    // A person may look all the same.
+    // A person may look all the same; as nobody looks again, it is not kept to warn for ever.
     finder.look_now(&Cancel::new().unwrap());
+    assert_eq!(finder.latest(), None);
+}
+
+#[test]
+fn what_a_defect_leaves_behind_is_not_believed() {
+    let daemon = Daemon::serving(|request, stream| match path(request) {
+        "/version" => send(stream, &ok(VERSION)),
+        "/v1.41/containers/json" => send(stream, &ok("[]")),
+        _ => send(stream, STREAM),
+    });
+    let finder = Finder::new(settings(&daemon.socket()));
+    let mut discovery = Discovery::start(&finder, Box::new(|_| panic!("a defect"))).unwrap();
+    discovery.thread.take().unwrap().join().unwrap();
+    assert_eq!(finder.latest(), None);
+    finder.look_now(&Cancel::new().unwrap());
+    assert_eq!(finder.latest(), None);
 }

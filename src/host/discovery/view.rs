@@ -1,6 +1,5 @@
-//! A report as JSON, for the status socket and the command line. Holds no value of any variable.
-
-use std::path::{Path, PathBuf};
+//! A report as JSON, for the status socket and the command line. Holds no value of any variable, and touches no file:
+//! a metrics scrape must not wait for a file system.
 
 use serde_json::{Map, Value, json};
 
@@ -17,7 +16,7 @@ pub fn whole(report: &Report, backups: Option<&[Backup]>) -> Value {
         .iter()
         .map(|database| {
             let mut value = database_value(database);
-            let jobs = backups.map(|known| protect::of(database, known, &report.here, &real));
+            let jobs = backups.map(|known| protect::of(database, known, report));
             value.insert("protected".into(), jobs.as_ref().map(|jobs| !jobs.is_empty()).into());
             value.insert("backups".into(), json!(jobs));
             Value::Object(value)
@@ -50,13 +49,8 @@ pub fn unprotected<'a>(
     report: &'a Report,
     backups: &'a [Backup],
 ) -> impl Iterator<Item = &'a Database> {
-    let open = |d: &&Database| protect::of(d, backups, &report.here, &real).is_empty();
+    let open = |d: &&Database| protect::of(d, backups, report).is_empty();
     report.databases.iter().filter(open)
-}
-
-/// Links followed; a path that leads nowhere stays as it is.
-fn real(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// A database in a few words: `PostgreSQL in the container shop-db`.
