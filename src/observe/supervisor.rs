@@ -9,7 +9,7 @@
 //! Whether the process is alive is for the owner to say ([`Vitals`]); a look that hangs is an answer, too.
 //!
 //! Nobody's health depends on this: a manager that does not listen is a line in the log. The variables stay in
-//! this process; every program that it starts gets an environment of its own.
+//! this process; every program that it starts gets an environment of its own, but for a version on trial, which speaks for itself.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;

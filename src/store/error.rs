@@ -164,7 +164,8 @@ impl fmt::Display for StoreError {
             ),
             Self::TooNew { dir, found } => write!(
                 f,
-                "the state in {} was written by a newer version (schema {found}): start that version",
+                "the state in {} was written by a newer version (schema {found}): start that version (one that a \
+                 self-update brought is versions/*/backupy in the state directory of the agent)",
                 dir.display()
             ),
             Self::Full { dir } => write!(

@@ -1,5 +1,6 @@
 """The systemd units: well-formed, tight, and at work under a real systemd (slow) or with the same rights without one."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -239,6 +240,8 @@ def test_under_systemd(machine):
     (root / "etc/backupy/backupy.toml").write_text(
         '[storage]\ndirectory = "/srv/backups"\n[[backup]]\nname = "app"\n'
         'database = "sqlite:///home/app/app.db"\nevery = "6h"\n'
+        '[[backup]]\nname = "slow"\ndatabase = "sqlite:///home/app/app.db"\ncron = "0 3 1 1 *"\n'
+        'pre_hooks = ["exec sleep 12"]\n'
     )
     home = root / "home/app"
     home.mkdir(mode=0o700)
@@ -275,5 +278,16 @@ def test_under_systemd(machine):
     holder.commit()
     holder.close()
     machine.run("/usr/local/bin/backupy", "backup", "app")
+    # A restart is for the agent to hear of, not for its children: what is under way is resumed, and does not fail.
+    machine.run("sh", "-c", "backupy backup slow >/dev/null 2>&1 &")
+    wait_until(lambda: "1 run active: slow" in machine.show("StatusText"), 30, "a run")
+    machine.run("systemctl", "restart", "backupy")
+
+    def states():
+        lines = machine.run("backupy", "runs", "slow", "--json").splitlines()
+        return [json.loads(line)["state"] for line in lines]
+
+    wait_until(lambda: states()[0] in ("ok", "failed"), 60, "the run's end")
+    assert states() == ["ok"]
     machine.run("systemctl", "stop", "backupy")
     assert machine.show("Result") == "success" and machine.show("ActiveState") == "inactive"

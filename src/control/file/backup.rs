@@ -82,7 +82,8 @@ fn globals_name(name: &str) -> String {
     format!("{name}{GLOBALS}")
 }
 
-/// The backup of what belongs to the whole server of this one's database. The hooks are about the database.
+/// The backup of what belongs to the whole server of this one's database. The hooks are about the database, and so is the
+/// ping: its success must not be taken for the database's.
 fn globals_of(backup: &Backup) -> Backup {
     let mut globals = backup.clone();
     globals.name = globals_name(&backup.name);
@@ -91,6 +92,7 @@ fn globals_of(backup: &Backup) -> Backup {
     globals.target.connection.globals_only = true;
     globals.pre_hooks.clear();
     globals.post_hooks.clear();
+    globals.ping = None;
     globals
 }
 

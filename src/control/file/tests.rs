@@ -407,6 +407,7 @@ password = "file:/etc/backupy/shop.password"
 every = "6h"
 keep = { last = 3 }
 globals = true
+ping = "https://hc.example.org/uuid"
 pre_hooks = ["true"]
 post_hooks = ["true"]
 "#;
@@ -421,6 +422,10 @@ fn globals_are_a_backup_of_their_own() {
     assert_eq!(shop.target.connection.database, globals.target.connection.database);
     assert!(shop.pre_hooks.len() == 1 && globals.pre_hooks.is_empty());
     assert!(shop.post_hooks.len() == 1 && globals.post_hooks.is_empty());
+    assert!(
+        shop.ping.is_some() && globals.ping.is_none(),
+        "a monitor of the database hears of it alone"
+    );
     let config = settings.agent_config(1);
     let ids: Vec<_> = config.jobs.iter().map(|j| (j.id.as_str(), j.target_id.as_str())).collect();
     assert_eq!(ids, [("shop", "shop"), ("shop-globals", "shop-globals")]);

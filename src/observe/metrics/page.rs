@@ -52,9 +52,8 @@ impl Metrics {
             }
         }
         for (status, count) in state.other_runs.by_status() {
-            if count > 0 {
-                text.sample(&[("job_id", ""), ("status", status)], count as f64);
-            }
+            // From the start: a series that is born with its first count shows no increase.
+            text.sample(&[("job_id", ""), ("status", status)], count as f64);
         }
         text.family(
             "run_duration_seconds",
