@@ -175,7 +175,7 @@ fn serve(settings: Settings, file: File, host: HostConfig, origin: &Origin) -> E
             complain(&error);
             // Beside one that runs, nothing is down.
             if error.exit() != Exit::Busy {
-                error.tell(&settings, &reach);
+                error.tell(&settings, &reach, &stop);
             }
             return error.exit();
         }
@@ -221,7 +221,7 @@ fn begin(
                 log::error!("{error}; nothing can start before it was reached once");
                 supervisor.starting(&format!("waiting for the storage: {error}"), START_PATIENCE);
                 if !std::mem::replace(&mut told, true) {
-                    error.tell(settings, reach);
+                    error.tell(settings, reach, stop);
                 }
                 if !stop.sleep(AGAIN) {
                     return Ok(None);

@@ -142,6 +142,15 @@ impl Standings {
         (silent, again_ms)
     }
 
+    /// The file was changed: what is checked in another way now begins anew, so that its quiet time does too.
+    pub fn redefined(&mut self, before: &[Check], now: &[Check]) {
+        for check in now.iter().filter(|check| !before.contains(check)) {
+            if let Some(standing) = self.checks.get_mut(&check.name) {
+                standing.quiet_ms = 0;
+            }
+        }
+    }
+
     /// The standing of one check, if there is one.
     pub fn get(&self, name: &str) -> Option<&Standing> {
         self.checks.get(name)
@@ -253,6 +262,22 @@ mod tests {
         assert_eq!(standings.get("c").unwrap().told, Told::Silent);
         assert_eq!(standings.take(result(1, false)), None, "once may be chance");
         assert_eq!(standings.take(result(2, false)), Some(Change::Failing));
+    }
+
+    #[test]
+    fn a_check_that_is_defined_anew_has_all_its_time_again() {
+        let (slow, fast) = (checks(3600), checks(60));
+        let mut standings = Standings::new(Vec::new(), T0);
+        for minute in 1..=100 {
+            assert_eq!(standings.look(&slow, T0 + minute * MIN).0, [""; 0]);
+        }
+        standings.redefined(&slow, &fast);
+        assert_eq!(standings.look(&fast, T0 + 101 * MIN).0, [""; 0]);
+        standings.redefined(&fast, &fast);
+        for minute in 102..105 {
+            assert_eq!(standings.look(&fast, T0 + minute * MIN).0, [""; 0], "{minute}");
+        }
+        assert_eq!(standings.look(&fast, T0 + 105 * MIN).0, ["c"], "the same file resets nothing");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use super::connect::Agents;
+use super::down::DownNote;
 use super::durable::{self, Existing, random_hex};
 use super::file::Settings;
 use super::http::{Limits, Server};
@@ -29,6 +30,7 @@ use crate::clock::unix_ms;
 use crate::exit::Exit;
 use crate::secret::Secret;
 use crate::store::{Migrations, Store};
+use crate::thread::Cancel;
 
 /// Name of the file with the agent's key in the state directory.
 const AGENT_KEY: &str = "agent.key";
@@ -74,17 +76,27 @@ impl EmbeddedError {
         matches!(self, Self::Books(BooksError::Storage(error)) if error.is_away())
     }
 
-    /// Tells people of a control plane that does not start, and waits until they were told, for a while.
-    pub fn tell(&self, settings: &Settings, reach: &Reach) {
-        match Notifier::start(settings.channels(), means(reach), None) {
-            Ok(mut notifier) => {
+    /// Tells people of a control plane that does not start, and waits until they were told, for a while, or until `stop`
+    /// is cancelled; of the same error once an hour.
+    pub fn tell(&self, settings: &Settings, reach: &Reach, stop: &Cancel) {
+        let (note, error) = (DownNote::of(&settings.state_dir), self.to_string());
+        if note.hushes(&error, unix_ms()) {
+            return log::warn!("this was told within the last hour, so that nobody is told again");
+        }
+        let channels = settings.channels();
+        if channels.is_empty() {
+            return;
+        }
+        match Notifier::start(channels, means(reach), None) {
+            Ok(notifier) => {
                 notifier.tell(Failure {
                     name: "backupy".into(),
                     run_id: String::new(),
                     status: "down".into(),
-                    error: self.to_string(),
+                    error: error.clone(),
                 });
-                notifier.stop(command::TIMEOUT);
+                notifier.stop(command::TIMEOUT, Some(stop));
+                note.leave(&error, notifier.has_told(), unix_ms());
             }
             Err(error) => log::error!("failed to tell anybody: {error}"),
         }
@@ -158,6 +170,11 @@ impl Embedded {
         }
         let scheduler = Scheduler::start(plane.clone())
             .map_err(|error| EmbeddedError::Io("start the scheduler", error))?;
+        let note = DownNote::of(&state_dir);
+        if note.was_heard() {
+            plane.works_again();
+        }
+        note.remove();
         Ok(Self { plane, server, scheduler, agent_key })
     }
 

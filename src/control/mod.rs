@@ -25,6 +25,7 @@ pub mod storage;
 pub mod verify;
 
 pub mod connect;
+pub mod down;
 pub mod embedded;
 pub mod local;
 pub mod notify;

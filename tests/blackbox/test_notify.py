@@ -207,3 +207,22 @@ def test_another_file_and_no_secret_anywhere(town):
         assert secret not in shown, secret
     # The file itself holds one now, for this test.
     town.file.unlink()
+
+
+def test_an_up_that_cannot_start_is_told_once_and_that_it_works_again(town):
+    town.write()
+    town.up()
+    town.stop()
+    key = town.state / "agent.key"
+    good = key.read_text()
+    key.write_text("no key\n")
+    for _ in range(3):
+        assert town.command("up").returncode not in (OK, FAILED)
+    key.write_text(good)
+    town.up()
+    town.all_heard("up", "backupy runs again")
+    town.all_heard("down", "backupy cannot start")
+    town.stop()
+    town.up()
+    town.stop()
+    assert town.hooked() == ["down", "up"], "told once"

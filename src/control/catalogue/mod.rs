@@ -9,7 +9,7 @@
 //! | | `gone/KEY` | the object is to be removed, manifest first |
 //! | | `check/NAME` | [`Mark`](super::checks::Mark): what people were told of the check |
 //! | | `meta/seen`, `meta/storage`, `meta/exported/ID` | last time seen, the storage's id, exports of the key |
-//! | | `alarm/BACKUP`, `tell/CHANNEL/ID` | what people were told, and still have to hear: [`told`] |
+//! | | `alarm/BACKUP`, `owed/RUN`, `tell/CHANNEL/ID` | what people were told, and still have to hear: [`told`] |
 //! | schedule | BACKUP | [`Mark`] |
 //!
 //! Every change is one durable batch. An object that the catalogue once issued is either a run's artifact, or
@@ -266,6 +266,10 @@ impl Catalogue {
         let mut batch = self.store.batch();
         put(&mut batch, Space::Catalogue, &format!("run/{run_id}"), &run)?;
         batch.delete(Space::Catalogue, format!("open/{run_id}"));
+        // Somebody wanted it so: that is told to nobody.
+        if run.state != State::Cancelled {
+            batch.put(Space::Catalogue, format!("owed/{run_id}"), *b"-");
+        }
         self.settle_uploads(&mut batch, run_id, keep)?;
         self.store.commit(batch)?;
         Ok(true)

@@ -3,6 +3,7 @@
 //! | key | value |
 //! |---|---|
 //! | `alarm/BACKUP` | [`Alarm`]: something bad was told of it, and no good run came since |
+//! | `owed/RUN` | nothing; the run has ended, and nobody was told yet |
 //! | `tell/CHANNEL/ID` | [`Message`]: it has not arrived yet |
 
 use std::ops::ControlFlow;
@@ -34,18 +35,42 @@ impl Catalogue {
         self.write(Space::Catalogue, &key, &Alarm { since_ms: now_ms })
     }
 
-    /// Takes the alarm of a backup back, if there is one.
+    /// The alarm of a backup, if there is one.
     ///
     /// # Errors
     /// Of the store.
-    pub fn clear_alarm(&self, backup: &str) -> Result<Option<Alarm>, CatalogueError> {
+    pub fn alarm(&self, backup: &str) -> Result<Option<Alarm>, CatalogueError> {
+        self.read(Space::Catalogue, &format!("alarm/{backup}"))
+    }
+
+    /// Takes the alarm of a backup back.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub fn clear_alarm(&self, backup: &str) -> Result<(), CatalogueError> {
         let _change = self.lock();
-        let key = format!("alarm/{backup}");
-        let alarm = self.read(Space::Catalogue, &key)?;
-        if alarm.is_some() {
-            self.remove(&key)?;
-        }
-        Ok(alarm)
+        self.remove(&format!("alarm/{backup}"))
+    }
+
+    /// The runs of whose end nobody was told yet.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub fn owed(&self) -> Result<Vec<String>, CatalogueError> {
+        let mut owed = Vec::new();
+        self.each("owed/", &mut |run_id| {
+            owed.push(run_id.to_owned());
+            ControlFlow::Continue(())
+        })?;
+        Ok(owed)
+    }
+
+    /// Notes that a run's end was told.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub fn settle_owed(&self, run_id: &str) -> Result<(), CatalogueError> {
+        self.remove(&format!("owed/{run_id}"))
     }
 
     /// Forgets the alarms of backups that are not known any more.
@@ -122,15 +147,16 @@ mod tests {
     fn an_alarm_stands_from_the_first_time_until_it_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let catalogue = catalogue(dir.path());
-        assert_eq!(catalogue.clear_alarm("shop").unwrap(), None);
+        assert_eq!(catalogue.alarm("shop").unwrap(), None);
         for now_ms in [5, 9] {
             catalogue.raise_alarm("shop", now_ms).unwrap();
         }
         catalogue.raise_alarm("old", 1).unwrap();
         catalogue.keep_alarms(&|backup| backup == "shop").unwrap();
-        assert_eq!(catalogue.clear_alarm("old").unwrap(), None);
-        assert_eq!(catalogue.clear_alarm("shop").unwrap(), Some(Alarm { since_ms: 5 }));
-        assert_eq!(catalogue.clear_alarm("shop").unwrap(), None, "told once");
+        assert_eq!(catalogue.alarm("old").unwrap(), None);
+        assert_eq!(catalogue.alarm("shop").unwrap(), Some(Alarm { since_ms: 5 }));
+        catalogue.clear_alarm("shop").unwrap();
+        assert_eq!(catalogue.alarm("shop").unwrap(), None, "told once");
         assert!(catalogue.is_empty().unwrap(), "it is no run");
     }
 

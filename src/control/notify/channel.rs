@@ -52,6 +52,21 @@ impl Way {
         }
     }
 
+    /// Whether messages for the one may go to the other: both lead to the same people.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Command(..), Self::Command(..)) | (Self::Pings(_), Self::Pings(_)) => true,
+            (Self::Webhook(one), Self::Webhook(other)) => one.url == other.url,
+            (Self::Email(one), Self::Email(other)) => {
+                (&one.to, &one.host, one.port) == (&other.to, &other.host, other.port)
+            }
+            (Self::Telegram(one), Self::Telegram(other)) => {
+                (&one.chat, &one.api) == (&other.chat, &other.api)
+            }
+            _ => false,
+        }
+    }
+
     /// The references that it follows.
     pub fn secrets(&self) -> Vec<&Secret> {
         match self {
@@ -88,7 +103,9 @@ impl Channel {
         let kind = message.kind();
         match &self.way {
             // It is called `on_failure`: no good news but a check's, of which it always heard.
-            Way::Command(..) => !matches!(kind, Kind::Started | Kind::Succeeded | Kind::Recovered),
+            Way::Command(..) => {
+                !matches!(kind, Kind::Started | Kind::Succeeded | Kind::Recovered | Kind::Up)
+            }
             Way::Pings(urls) => {
                 let wanted =
                     [Kind::Started, Kind::Succeeded, Kind::Failed, Kind::Missed, Kind::Test];
@@ -141,6 +158,7 @@ mod tests {
             "check-failed",
             "check-recovered",
             "down",
+            "up",
             "test",
         ];
         let wants = |word: &&str| {
@@ -168,7 +186,7 @@ mod tests {
         let bot = Way::Telegram(bot);
         assert_eq!(
             wanted(&channel(&Topic::ALL, bot.clone())),
-            "failed recovered late missed shrunk check-failed check-recovered down test"
+            "failed recovered late missed shrunk check-failed check-recovered down up test"
         );
         assert_eq!(wanted(&channel(&[Topic::Missed], bot)), "late missed test");
         let command = Way::Command(OnFailure::default(), Duration::ZERO);

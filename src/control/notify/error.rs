@@ -58,13 +58,24 @@ impl DeliverError {
             Self::Setting(_) | Self::Command(_) => false,
             Self::Http { fault, .. } => match fault {
                 Fault::Net(error) => error.retry(),
-                Fault::Tls { permanent, .. } => !permanent,
+                // A machine without a clock of its own trusts no certificate before it knows the time.
+                Fault::Tls { .. } => true,
                 Fault::Url { .. } => false,
                 _ => true,
             },
             Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
             Self::Smtp { error, .. } => error.retry(),
             Self::Stopped => true,
+        }
+    }
+
+    /// The recipients that a mail server put off while it took the mail for the others.
+    pub(super) fn later(&self) -> Option<&[String]> {
+        match self {
+            Self::Smtp { error: SmtpError::Recipients { later, .. }, .. } if !later.is_empty() => {
+                Some(later)
+            }
+            _ => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What happened, in the words that people read. Pure: no channel, no clock.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,8 @@ pub enum Kind {
     CheckRecovered,
     /// `up` itself cannot start.
     Down,
+    /// It runs again.
+    Up,
     /// Somebody tries the channels.
     Test,
     /// A word that this version does not know, of a record that another one left.
@@ -51,7 +54,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const WORDS: [(&'static str, Self); 12] = [
+    const WORDS: [(&'static str, Self); 13] = [
         ("started", Self::Started),
         ("succeeded", Self::Succeeded),
         ("failed", Self::Failed),
@@ -63,6 +66,7 @@ impl Kind {
         ("check-silent", Self::CheckSilent),
         ("check-recovered", Self::CheckRecovered),
         ("down", Self::Down),
+        ("up", Self::Up),
         ("test", Self::Test),
     ];
 
@@ -78,7 +82,7 @@ impl Kind {
             Self::Failed | Self::CheckFailed | Self::CheckSilent | Self::Down | Self::Other => {
                 Some(Topic::Failure)
             }
-            Self::Recovered | Self::CheckRecovered => Some(Topic::Recovery),
+            Self::Recovered | Self::CheckRecovered | Self::Up => Some(Topic::Recovery),
             Self::Late | Self::Missed => Some(Topic::Missed),
             Self::Shrunk => Some(Topic::Shrunk),
         }
@@ -90,7 +94,7 @@ impl Kind {
 pub enum Topic {
     /// `failed`, `check-failed`, `check-silent`, `down`.
     Failure,
-    /// `recovered`, `check-recovered`.
+    /// `recovered`, `check-recovered`, `up`.
     Recovery,
     /// `late`, `missed`.
     Missed,
@@ -123,6 +127,18 @@ impl Kind {
     pub fn lasts(self) -> bool {
         !matches!(self, Self::Started | Self::Test)
     }
+
+    /// For how long it is worth another try; `None` where the pauses of the queue are enough.
+    pub fn tries_for(self) -> Option<Duration> {
+        const HOUR: Duration = Duration::from_secs(3600);
+        match self {
+            // Said much later, it would pass for a run that nobody made.
+            Self::Succeeded => Some(HOUR),
+            // What took the backup may have taken the way to people too, for hours.
+            _ if self.lasts() => Some(24 * HOUR),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Topic {
@@ -142,12 +158,21 @@ pub struct Message {
     pub host: String,
     /// What happened.
     pub what: Failure,
+    /// Of several recipients those who still have to get it; empty = all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<String>,
 }
 
 impl Message {
     /// What kind of thing happened.
     pub fn kind(&self) -> Kind {
         Kind::of(&self.what.status)
+    }
+
+    /// Whether it would mislead now.
+    pub fn is_old_news(&self, now_ms: u64) -> bool {
+        let age = Duration::from_millis(now_ms.saturating_sub(self.at_ms));
+        self.kind() == Kind::Succeeded && self.kind().tries_for().is_some_and(|long| age >= long)
     }
 
     /// A line that says it all: the subject of a mail.
@@ -165,6 +190,7 @@ impl Message {
             Kind::CheckSilent => format!("check {name} is silent"),
             Kind::CheckRecovered => format!("check {name} works again"),
             Kind::Down => "backupy cannot start".to_owned(),
+            Kind::Up => "backupy runs again".to_owned(),
             Kind::Test => "test message of backupy".to_owned(),
             Kind::Other => format!("{name}: {}", clean(&self.what.status)),
         };
@@ -177,6 +203,7 @@ impl Message {
         let said = match self.kind() {
             _ if !error.is_empty() => error,
             Kind::CheckRecovered => "its last result is good".to_owned(),
+            Kind::Up => "what kept it from starting is gone".to_owned(),
             Kind::Test => "nothing is wrong; somebody ran `backupy notify-test`".to_owned(),
             _ => "no reason was given".to_owned(),
         };
@@ -210,6 +237,18 @@ mod tests {
         for topic in Topic::ALL {
             assert_eq!(Topic::parse(topic.word()), Some(topic));
         }
+    }
+
+    #[test]
+    fn only_a_success_gets_old() {
+        let of = |status: &str| Message {
+            at_ms: 5,
+            what: Failure { status: status.into(), ..Failure::default() },
+            ..Message::default()
+        };
+        assert!(of("succeeded").is_old_news(5 + 3_600_000));
+        assert!(!of("succeeded").is_old_news(4 + 3_600_000));
+        assert!(!of("failed").is_old_news(u64::MAX));
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //!             └─▶ queue ─▶ worker ─▶ pings                                    (one for all backups)
 //! ```
 //! Each channel has a queue of 64 messages and a thread of its own, so that one that hangs holds up no other. A try that
-//! failed is repeated after 5 s, 30 s, 2 min and 10 min where that can help, then given up, loudly. What waits when the
-//! process stops waits in the control plane's store (all but the command's, and the beginnings of runs) and is sent by
+//! failed is repeated after 5 s, 30 s, 2 min and 10 min where that can help, then every 10 min for a day (a success: for an
+//! hour, then it is old news), then given up, loudly. What waits when the process stops waits in the control plane's store (all but the command's, and the beginnings of runs) and is sent by
 //! the next one. A message may so arrive twice, if the answer to it was lost. Whoever tells never waits for a channel.
 //!
 //! Addresses, tokens and passwords are secrets: no log, no error and no status holds them. They are looked up for each
@@ -30,8 +30,10 @@ mod worker;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crossbeam_channel::never;
 use serde_json::Value;
 
 use crate::clock::{Deadline, unix_ms};
@@ -79,9 +81,13 @@ impl<'a> Tools<'a> {
 }
 
 /// All channels; dropping it ends them, a running command included.
+///
+/// No lock is held while something is written or waited for: whoever tells, asks or reloads holds up nobody else.
 #[derive(Debug)]
 pub struct Notifier {
-    workers: Vec<Worker>,
+    workers: Mutex<Vec<Arc<Worker>>>,
+    /// Held while the channels are exchanged.
+    changing: Mutex<()>,
     means: Means,
     kept: Option<Catalogue>,
 }
@@ -106,74 +112,113 @@ impl Notifier {
             }
             Some(Err(error)) => log::error!("failed to look up waiting notifications: {error}"),
         }
-        let mut notifier = Self { workers: Vec::new(), means, kept };
+        let (workers, changing) = (Mutex::default(), Mutex::default());
+        let notifier = Self { workers, changing, means, kept };
+        let now_ms = unix_ms();
+        let mut workers = Vec::new();
         for channel in channels {
-            let waiting = waiting.remove(&channel.name).unwrap_or_default();
-            notifier.add(channel, waiting)?;
+            let mut waiting = waiting.remove(&channel.name).unwrap_or_default();
+            for old in waiting.extract_if(.., |message| message.is_old_news(now_ms)) {
+                notifier.forget(&channel.name, &old.id);
+            }
+            workers.push(notifier.worker(channel, waiting)?);
         }
+        *lock(&notifier.workers) = workers;
         for (channel, messages) in waiting {
             let count = messages.len();
             log::warn!("{count} notifications waited for {channel}, which the file does not name");
-            for message in messages {
-                if let Some(Err(error)) =
-                    notifier.kept.as_ref().map(|kept| kept.forget_message(&channel, &message.id))
-                {
-                    log::warn!("failed to forget a notification: {error}");
-                }
-            }
+            messages.iter().for_each(|message| notifier.forget(&channel, &message.id));
         }
         Ok(notifier)
     }
 
-    fn add(&mut self, channel: Channel, waiting: Vec<Message>) -> io::Result<()> {
-        let worker = Worker::start(channel, self.means.clone(), self.kept.clone(), waiting)?;
-        self.workers.push(worker);
-        Ok(())
+    fn worker(&self, channel: Channel, waiting: Vec<Message>) -> io::Result<Arc<Worker>> {
+        Worker::start(channel, self.means.clone(), self.kept.clone(), waiting).map(Arc::new)
     }
 
-    /// Takes another file's channels: what waits for one that stays is sent as the new file says.
-    pub fn set_channels(&mut self, channels: Vec<Channel>) {
-        let mut old = std::mem::take(&mut self.workers);
-        for channel in channels {
-            // A command's messages are kept nowhere, so that a channel of another kind is another one.
-            let same = |worker: &Worker| {
-                let was = worker.channel();
-                was.name == channel.name && was.way.kind() == channel.way.kind()
-            };
-            if let Some(at) = old.iter().position(same) {
-                let worker = old.remove(at);
-                worker.set_channel(channel);
-                self.workers.push(worker);
-            } else if let Err(error) = self.add(channel, Vec::new()) {
-                log::error!("failed to start a thread for notifications: {error}");
+    fn forget(&self, channel: &str, id: &str) {
+        if let Some(Err(error)) = self.kept.as_ref().map(|kept| kept.forget_message(channel, id)) {
+            log::warn!("failed to forget a notification: {error}");
+        }
+    }
+
+    fn workers(&self) -> Vec<Arc<Worker>> {
+        lock(&self.workers).clone()
+    }
+
+    /// Takes another file's channels: what waits for one that stays is sent as the new file says. One stays if it leads
+    /// to the same place, whatever its name is now; what waits for another is dropped, loudly.
+    pub fn set_channels(&self, channels: Vec<Channel>) {
+        let _changing = lock(&self.changing);
+        let mut gone = self.workers();
+        let mut staying: Vec<Option<Arc<Worker>>> = channels.iter().map(|_| None).collect();
+        for by_name in [true, false] {
+            for (stays, channel) in staying.iter_mut().zip(&channels) {
+                let same = |worker: &Arc<Worker>| {
+                    let was = worker.channel();
+                    was.way.is_same_place(&channel.way) && (!by_name || was.name == channel.name)
+                };
+                if stays.is_none() {
+                    *stays = gone.iter().position(same).map(|at| gone.remove(at));
+                }
             }
         }
-        old.into_iter().for_each(Worker::discard);
+        *lock(&self.workers) = staying.iter().flatten().cloned().collect();
+        gone.iter().for_each(|worker| worker.discard());
+        let (mut workers, mut moved) = (Vec::new(), Vec::new());
+        for (stays, channel) in staying.into_iter().zip(channels) {
+            match stays {
+                Some(worker) => {
+                    moved.extend(worker.set_channel(channel));
+                    workers.push(worker);
+                }
+                None => match self.worker(channel, Vec::new()) {
+                    Ok(worker) => workers.push(worker),
+                    Err(error) => {
+                        log::error!("failed to start a thread for notifications: {error}");
+                    }
+                },
+            }
+        }
+        // Two channels may have exchanged their names, and a message has the same id in both.
+        let present: Vec<_> = workers.iter().flat_map(|worker| worker.records()).collect();
+        for (channel, id) in moved.iter().filter(|record| !present.contains(record)) {
+            self.forget(channel, id);
+        }
+        *lock(&self.workers) = workers;
     }
 
     /// Tells everybody who wants to hear it, never waiting for a channel.
     pub fn tell(&self, what: Failure) {
         let message = message(what);
-        self.workers.iter().for_each(|worker| worker.tell(&message));
+        self.workers().iter().for_each(|worker| worker.tell(&message));
     }
 
     /// How the channels stand, and what is wrong in words.
     pub fn status(&self) -> (Vec<Value>, Vec<String>) {
-        let (values, problems): (Vec<_>, Vec<_>) = self.workers.iter().map(Worker::status).unzip();
+        let (values, problems): (Vec<_>, Vec<_>) =
+            self.workers().iter().map(|worker| worker.status()).unzip();
         (values, problems.into_iter().flatten().collect())
+    }
+
+    /// Whether any channel took a message.
+    pub fn has_told(&self) -> bool {
+        self.workers().iter().any(|worker| worker.has_told())
     }
 
     /// For a test of every channel, or of one.
     pub fn testers(&self) -> Vec<Tester> {
-        self.workers.iter().map(Worker::tester).collect()
+        self.workers().iter().map(|worker| worker.tester()).collect()
     }
 
-    /// Sends what is due for up to `grace`, then cuts short what is under way. What is kept nowhere is tried again within
-    /// that time, and given up at its end.
-    pub fn stop(&mut self, grace: Duration) {
+    /// Sends what is due for up to `grace`, or until `cut` is cancelled, then cuts short what is under way. What is kept
+    /// nowhere is tried again within that time, and given up at its end.
+    pub fn stop(&self, grace: Duration, cut: Option<&Cancel>) {
         let deadline = Deadline::after(grace);
-        self.workers.iter().for_each(Worker::close);
-        self.workers.iter_mut().for_each(|worker| worker.join(deadline));
+        let cut = cut.map_or_else(never, |cut| cut.done().clone());
+        let workers = self.workers();
+        workers.iter().for_each(|worker| worker.close());
+        workers.iter().for_each(|worker| worker.join(deadline, &cut));
     }
 }
 
@@ -182,7 +227,11 @@ fn message(what: Failure) -> Message {
     let at_ms = unix_ms();
     let host = rustix::system::uname().nodename().to_str().unwrap_or_default().to_owned();
     let random = random_hex(6).unwrap_or_default();
-    Message { id: format!("{at_ms:012x}-{random}"), at_ms, host, what }
+    Message { id: format!("{at_ms:012x}-{random}"), at_ms, host, what, only: Vec::new() }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sends a test message through a channel; of pings, one for each backup that has one. The first that fails ends it.

@@ -6,14 +6,15 @@
 //!            └──(retry, later)──┴──(permanent, or the last try)──▶ given up
 //! ```
 //! Messages of one *lane* leave in order, so that a recovery never overtakes its failure; a lane that waits for a retry
-//! does not hold up another. Beyond [`Queue::BOUND`] the oldest message gives way: the newest says best how things stand.
+//! does not hold up another. What lasts is tried for a day, and a success for an hour, of which it then says nothing.
+//! Beyond [`Queue::BOUND`] the oldest message gives way: the newest says best how things stand.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::event::{Kind, Message};
 
-/// Pauses after a failed try; after the last of them the message is given up.
+/// Pauses after a failed try; then the last of them over and over for what lasts ([`Kind::tries_for`]).
 pub const PAUSES: [Duration; 4] = [
     Duration::from_secs(5),
     Duration::from_secs(30),
@@ -37,8 +38,8 @@ pub enum Next {
 pub enum Outcome {
     /// It is tried again.
     Again(Duration),
-    /// It is given up.
-    GivenUp,
+    /// It is given up, after so many tries.
+    GivenUp(usize),
 }
 
 /// The queue of one channel.
@@ -52,6 +53,7 @@ pub struct Queue {
 struct Item {
     message: Message,
     tries: usize,
+    since: Instant,
     due: Instant,
     in_flight: bool,
 }
@@ -87,7 +89,7 @@ impl Queue {
         {
             gone.extend(self.items.remove(at).map(|item| item.message));
         }
-        self.items.push_back(Item { message, tries: 0, due: now, in_flight: false });
+        self.items.push_back(Item { message, tries: 0, since: now, due: now, in_flight: false });
         gone
     }
 
@@ -117,20 +119,60 @@ impl Queue {
     /// Its try failed; `retry` says whether another can help.
     pub fn failed(&mut self, id: &str, retry: bool, now: Instant) -> Outcome {
         let Some(item) = self.items.iter_mut().find(|item| item.message.id == id) else {
-            return Outcome::GivenUp;
+            return Outcome::GivenUp(0);
         };
-        match PAUSES.get(item.tries).filter(|_| retry) {
+        let long = item.message.kind().tries_for();
+        let goes_on = long.is_some_and(|long| now.duration_since(item.since) < long);
+        let last = PAUSES.last().filter(|_| goes_on);
+        let pause = PAUSES.get(item.tries).or(last).filter(|_| retry);
+        item.tries += 1;
+        match pause {
             Some(pause) => {
-                item.tries += 1;
                 item.due = now + *pause;
                 item.in_flight = false;
                 Outcome::Again(*pause)
             }
             None => {
+                let tries = item.tries;
                 self.done(id);
-                Outcome::GivenUp
+                Outcome::GivenUp(tries)
             }
         }
+    }
+
+    /// Takes out the successes that are old news, and in a lane of its own what waits before one: it is older still.
+    pub fn stale(&mut self, now: Instant) -> Vec<Message> {
+        let is_stale = |item: &Item| {
+            item.message.kind() == Kind::Succeeded
+                && !item.in_flight
+                && Kind::Succeeded
+                    .tries_for()
+                    .is_some_and(|long| now.duration_since(item.since) >= long)
+        };
+        let mut gone = Vec::new();
+        while let Some(at) = self.items.iter().position(is_stale) {
+            let name = self.items[at].message.what.name.clone();
+            for before in (0..=at).rev() {
+                let item = &self.items[before];
+                let old = before == at || (self.by_name && item.message.what.name == name);
+                if old && !item.in_flight {
+                    gone.extend(self.items.remove(before).map(|item| item.message));
+                }
+            }
+        }
+        gone
+    }
+
+    /// From now on a message goes to these recipients only; it as it is now.
+    pub fn narrow(&mut self, id: &str, only: &[String]) -> Option<Message> {
+        let item = self.items.iter_mut().find(|item| item.message.id == id)?;
+        item.message.only = only.to_vec();
+        Some(item.message.clone())
+    }
+
+    /// What waits, the one in flight included.
+    pub fn messages(&self) -> impl Iterator<Item = &Message> {
+        self.items.iter().map(|item| &item.message)
     }
 
     /// Takes everything that waits.
@@ -157,10 +199,10 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_message_is_tried_five_times_and_holds_its_followers_back() {
+    fn what_does_not_last_is_tried_five_times_and_holds_its_followers_back() {
         let mut queue = Queue::new(false);
         let mut now = Instant::now();
-        queue.push(message("1", "shop", "failed"), now);
+        queue.push(message("1", "shop", "test"), now);
         queue.push(message("2", "shop", "recovered"), now);
         for pause in PAUSES {
             assert_eq!(taken(&mut queue, now), Some("1".into()));
@@ -169,10 +211,49 @@ mod tests {
             now += pause;
         }
         assert_eq!(taken(&mut queue, now), Some("1".into()));
-        assert_eq!(queue.failed("1", true, now), Outcome::GivenUp);
+        assert_eq!(queue.failed("1", true, now), Outcome::GivenUp(5));
         assert_eq!(taken(&mut queue, now), Some("2".into()));
-        assert_eq!(queue.failed("2", false, now), Outcome::GivenUp, "no retry can help");
+        assert_eq!(queue.failed("2", false, now), Outcome::GivenUp(1), "no retry can help");
         assert_eq!(queue.next(now), Next::Nothing);
+    }
+
+    #[test]
+    fn what_lasts_is_tried_for_a_day_every_ten_minutes() {
+        let mut queue = Queue::new(false);
+        let start = Instant::now();
+        let mut now = start;
+        queue.push(message("1", "shop", "failed"), now);
+        let tries = loop {
+            assert_eq!(taken(&mut queue, now), Some("1".into()));
+            match queue.failed("1", true, now) {
+                Outcome::Again(pause) => now += pause,
+                Outcome::GivenUp(tries) => break tries,
+            }
+        };
+        let day = Duration::from_secs(86_400);
+        assert!(now - start >= day && now - start < day + PAUSES[3], "{:?}", now - start);
+        assert!((144..160).contains(&tries), "{tries}");
+    }
+
+    #[test]
+    fn a_success_that_is_old_is_not_told_nor_what_is_older() {
+        let mut queue = Queue::new(true);
+        let now = Instant::now();
+        for (id, name, status) in [
+            ("1", "shop", "failed"),
+            ("2", "shop", "succeeded"),
+            ("3", "app", "failed"),
+            ("4", "shop", "failed"),
+        ] {
+            queue.push(message(id, name, status), now);
+        }
+        let hour = Duration::from_secs(3600);
+        assert_eq!(queue.stale(now + hour / 2), []);
+        let mut gone: Vec<String> =
+            queue.stale(now + hour).into_iter().map(|message| message.id).collect();
+        gone.sort();
+        assert_eq!(gone, ["1", "2"]);
+        assert_eq!(queue.waiting(), 2);
     }
 
     #[test]

@@ -167,11 +167,11 @@ fn what_waits_at_a_stop_is_told_by_the_next_process() {
         Some(if count == 1 { status("503 Busy", "") } else { status("200 OK", "") })
     });
     let channels = || vec![web.channel("ops")];
-    let mut notifier = Notifier::start(channels(), means(), Some(kept.clone())).unwrap();
+    let notifier = Notifier::start(channels(), means(), Some(kept.clone())).unwrap();
     notifier.tell(failure("a"));
     notifier.tell(Failure { status: "recovered".into(), ..failure("a") });
     until("the first try", || (web.heard().len() == 1).then_some(()));
-    notifier.stop(PATIENCE);
+    notifier.stop(PATIENCE, None);
     drop(notifier);
     assert_eq!(kept.kept_messages().unwrap().len(), 2);
     let next = Notifier::start(channels(), means(), Some(kept.clone())).unwrap();
@@ -192,25 +192,40 @@ fn another_file_changes_channels_and_keeps_what_waits() {
     let dir = tempfile::tempdir().unwrap();
     let kept = catalogue(dir.path());
     let (old, new) = (Web::start(|_| Some(status("503 Busy", ""))), Web::ok());
-    let channels = vec![old.channel("ops"), old.channel("gone")];
-    let mut notifier = Notifier::start(channels, means(), Some(kept.clone())).unwrap();
+    let stays = Web::start(|count| {
+        Some(if count == 1 { status("503 Busy", "") } else { status("200 OK", "") })
+    });
+    let channels = vec![old.channel("webhook"), stays.channel("webhook-2"), old.channel("moved")];
+    let notifier = Notifier::start(channels, means(), Some(kept.clone())).unwrap();
     notifier.tell(failure("a"));
-    until("both tried", || (old.heard().len() == 2).then_some(()));
-    notifier.set_channels(vec![new.channel("ops"), new.channel("more")]);
+    until("all tried", || (old.heard().len() + stays.heard().len() == 3).then_some(()));
+    // The first section is gone, so that the second one has its name; the third leads elsewhere.
+    notifier.set_channels(vec![stays.channel("webhook"), new.channel("moved")]);
+    let waiting: Vec<String> =
+        kept.kept_messages().unwrap().into_iter().map(|(channel, _)| channel).collect();
+    assert_eq!(waiting, ["webhook"], "what waited for the others is forgotten");
     notifier.tell(failure("b"));
     until("the new one hears the new", || {
         new.heard().iter().any(|(_, body)| body.contains("backup b failed")).then_some(())
     });
-    until("what waited for the one that is gone is forgotten", || {
-        let kept = kept.kept_messages().unwrap();
-        kept.iter()
-            .all(|(channel, message)| channel == "ops" && message.what.name == "a")
-            .then_some(())
-    });
-    // What waited for `ops` is tried again where it is now.
-    until("the old message", || {
-        new.heard().iter().any(|(_, body)| body.contains("backup a failed")).then_some(())
-    });
+    until("the one that stays hears both", || (stays.heard().len() == 3).then_some(()));
+    assert!(stays.heard()[1].1.contains("backup a failed"));
+    assert!(!new.heard().iter().any(|(_, body)| body.contains("backup a failed")));
+    until("nothing is kept", || kept.kept_messages().unwrap().is_empty().then_some(()));
+}
+
+#[test]
+fn two_channels_exchange_their_names_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = catalogue(dir.path());
+    let (one, two) = (Web::start(|_| None), Web::start(|_| None));
+    let channels = vec![one.channel("webhook"), two.channel("webhook-2")];
+    let notifier = Notifier::start(channels, means(), Some(kept.clone())).unwrap();
+    notifier.tell(failure("a"));
+    notifier.set_channels(vec![two.channel("webhook"), one.channel("webhook-2")]);
+    let waiting: Vec<String> =
+        kept.kept_messages().unwrap().into_iter().map(|(channel, _)| channel).collect();
+    assert_eq!(waiting, ["webhook-2", "webhook"], "in the order of their keys");
 }
 
 #[test]
@@ -327,9 +342,9 @@ fn a_command_that_hangs_does_not_hold_up_the_stop() {
     let hook = OnFailure { command: "sleep 1000".into(), hidden: Vec::new() };
     let way = Way::Command(hook, PATIENCE * 10);
     let channel = Channel { name: "on_failure".into(), topics: Vec::new(), ca_file: None, way };
-    let mut notifier = Notifier::start(vec![channel], means(), None).unwrap();
+    let notifier = Notifier::start(vec![channel], means(), None).unwrap();
     notifier.tell(failure("a"));
     let started = std::time::Instant::now();
-    notifier.stop(Duration::from_millis(50));
+    notifier.stop(Duration::from_millis(50), None);
     assert!(started.elapsed() < PATIENCE * 5);
 }

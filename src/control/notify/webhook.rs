@@ -65,9 +65,13 @@ pub fn check_template(template: &str) -> Result<(), String> {
         return Err("is longer than 16 KiB".to_owned());
     }
     let nasty = "\"\\\n{{title}}\u{7}ä".to_owned();
-    let what =
-        Failure { name: nasty.clone(), run_id: nasty.clone(), status: nasty, error: String::new() };
-    let message = Message { what, at_ms: 1, ..Message::default() };
+    let what = Failure {
+        name: nasty.clone(),
+        run_id: nasty.clone(),
+        status: nasty.clone(),
+        error: nasty.clone(),
+    };
+    let message = Message { what, at_ms: 1, host: nasty, ..Message::default() };
     let filled = fill(template, &message)?;
     serde_json::from_str::<serde::de::IgnoredAny>(&filled)
         .map(drop)
@@ -161,6 +165,8 @@ mod tests {
     fn a_template_that_is_none_is_refused() {
         for (template, why) in [
             (r#"{"a": {{name}}}"#, "not JSON"),
+            (r#"{"a": [{{error}}]}"#, "not JSON"),
+            (r#"{"a": [{{host}}]}"#, "not JSON"),
             (r#"{"a": "{{name}}""#, "not JSON"),
             (r#"{"a": "{{name""#, "without its"),
             (r#"{"a": "{{nmae}}"}"#, "unknown placeholder {{nmae}}"),

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::channel::{Channel, Way};
 use super::error::DeliverError;
 use super::event::Message;
-use super::queue::{Next, Outcome, PAUSES, Queue};
-use super::{Means, Tools};
+use super::queue::{Next, Outcome, Queue};
+use super::{Means, Tools, lock};
 use crate::clock::{Deadline, unix_ms};
 use crate::control::catalogue::Catalogue;
 use crate::thread::{Cancel, Never, Why, spawn_vital};
@@ -40,6 +40,8 @@ struct Shared {
     queue: Mutex<Queue>,
     standing: Mutex<Standing>,
     closing: AtomicBool,
+    /// The channel is not in the file any more.
+    gone: AtomicBool,
     means: Means,
     /// Where messages wait over a restart.
     kept: Option<Catalogue>,
@@ -53,7 +55,7 @@ pub(super) struct Worker {
     stop: Cancel,
     /// Disconnects when the thread has ended.
     ended: Receiver<Never>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Worker {
@@ -74,6 +76,7 @@ impl Worker {
             queue: Mutex::new(queue),
             standing: Mutex::default(),
             closing: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             means,
             kept,
         });
@@ -86,15 +89,36 @@ impl Worker {
             let _alive: Sender<Never> = alive;
             run(&work.0, &nudged, &work.1);
         })?;
-        Ok(Self { shared, nudge, stop, ended, thread: Some(thread) })
+        Ok(Self { shared, nudge, stop, ended, thread: Mutex::new(Some(thread)) })
     }
 
     pub(super) fn channel(&self) -> Channel {
         lock(&self.shared.channel).clone()
     }
 
-    pub(super) fn set_channel(&self, channel: Channel) {
+    /// Takes what the new file says; the records of the messages under its old name, if that changed, which are to be
+    /// forgotten.
+    pub(super) fn set_channel(&self, channel: Channel) -> Vec<(String, String)> {
+        let renamed = self.shared.name() != channel.name;
+        let old = if renamed { self.records() } else { Vec::new() };
+        // What is taken from the queue meanwhile is forgotten under the new name.
+        let queue = lock(&self.shared.queue);
         *lock(&self.shared.channel) = channel;
+        if renamed {
+            queue.messages().for_each(|message| self.shared.keep(message));
+        }
+        old
+    }
+
+    /// Name and id of every message that waits.
+    pub(super) fn records(&self) -> Vec<(String, String)> {
+        let name = self.shared.name();
+        lock(&self.shared.queue).messages().map(|one| (name.clone(), one.id.clone())).collect()
+    }
+
+    /// Whether a message has arrived.
+    pub(super) fn has_told(&self) -> bool {
+        lock(&self.shared.standing).ok_ms.is_some()
     }
 
     /// Takes a message, if the channel wants it; never waits for the channel.
@@ -111,6 +135,9 @@ impl Worker {
                 log::error!("too much waits for {name}; it will not say: {}", gone.title());
                 lock(&self.shared.standing).lost += 1;
             }
+        }
+        if self.shared.gone.load(Ordering::Acquire) {
+            return self.drop_all();
         }
         // Full means that it will look anyway.
         let _ = self.nudge.try_send(());
@@ -148,11 +175,15 @@ impl Worker {
         let _ = self.nudge.try_send(());
     }
 
-    /// Waits for that until the deadline, then cuts short what is under way, and joins.
-    pub(super) fn join(&mut self, deadline: Deadline) {
+    /// Waits for that until the deadline or the end of `cut`, then cuts short what is under way, and joins.
+    pub(super) fn join(&self, deadline: Deadline, cut: &Receiver<Never>) {
         self.close();
-        let Some(thread) = self.thread.take() else { return };
-        let _ = self.ended.recv_timeout(deadline.remaining());
+        let Some(thread) = lock(&self.thread).take() else { return };
+        select! {
+            recv(self.ended) -> _ => {}
+            recv(cut) -> _ => {}
+            recv(crossbeam_channel::after(deadline.remaining())) -> _ => {}
+        }
         self.stop.cancel(Why::Shutdown);
         if thread.join().is_err() {
             log::error!("the notify thread panicked");
@@ -165,13 +196,20 @@ impl Worker {
     }
 
     /// The channel is not in the file any more: ends at once, and forgets what waits.
-    pub(super) fn discard(mut self) {
+    pub(super) fn discard(&self) {
+        self.shared.gone.store(true, Ordering::Release);
         self.stop.cancel(Why::Requested);
-        if let Some(thread) = self.thread.take() {
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread {
             // A panic has ended the process.
             let _ = thread.join();
         }
-        for message in lock(&self.shared.queue).drain() {
+        self.drop_all();
+    }
+
+    fn drop_all(&self) {
+        let left = lock(&self.shared.queue).drain();
+        for message in left {
             log::warn!("{} is gone; it will not say: {}", self.shared.name(), message.title());
             self.shared.forget(&message);
         }
@@ -180,7 +218,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.join(Deadline::after(std::time::Duration::ZERO));
+        self.join(Deadline::after(std::time::Duration::ZERO), &crossbeam_channel::never());
     }
 }
 
@@ -261,6 +299,10 @@ impl Shared {
             Err(DeliverError::Stopped) => return,
             Err(error) => error,
         };
+        let narrowed = error.later().and_then(|later| lock(&self.queue).narrow(&message.id, later));
+        if let Some(narrowed) = narrowed {
+            self.keep(&narrowed);
+        }
         let outcome = lock(&self.queue).failed(&message.id, error.retry(), Instant::now());
         match outcome {
             Outcome::Again(pause) => log::warn!(
@@ -268,8 +310,7 @@ impl Shared {
                 pause.as_secs(),
                 message.title()
             ),
-            Outcome::GivenUp => {
-                let tries = if error.retry() { PAUSES.len() + 1 } else { 1 };
+            Outcome::GivenUp(tries) => {
                 let title = message.title();
                 log::error!("gave up telling {name} after {tries} tries: {error} ({title})");
                 lock(&self.standing).lost += 1;
@@ -281,6 +322,11 @@ impl Shared {
 
 fn run(shared: &Shared, nudged: &Receiver<()>, stop: &Cancel) {
     while !stop.is_cancelled() {
+        let stale = lock(&shared.queue).stale(Instant::now());
+        for message in &stale {
+            log::warn!("{} was not told in time: {}", shared.name(), message.title());
+            shared.forget(message);
+        }
         let next = lock(&shared.queue).next(Instant::now());
         let closing = shared.closing.load(Ordering::Acquire);
         let due = match next {
@@ -300,8 +346,4 @@ fn run(shared: &Shared, nudged: &Receiver<()>, stop: &Cancel) {
             recv(stop.done()) -> _ => return,
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -124,7 +124,7 @@ impl Plane {
                     report.size_bytes,
                     report.s3_key
                 );
-                self.stored(&backup, report, now_ms);
+                self.ended(&report.run_id, now_ms);
                 self.nudge();
                 Ok(())
             }

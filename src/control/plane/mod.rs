@@ -101,14 +101,15 @@ pub struct Plane(Arc<Shared>);
 struct Shared {
     books: Books,
     board: Mutex<Board>,
-    notifier: Mutex<Notifier>,
+    notifier: Notifier,
     patience: Patience,
     nudge: Sender<()>,
     nudged: Receiver<()>,
 }
 
 impl Plane {
-    /// A control plane over opened books; nothing happens until [`Self::tick`] is called.
+    /// A control plane over opened books: people hear what the last one did not come to tell; nothing else happens until
+    /// [`Self::tick`] is called.
     ///
     /// # Errors
     /// When the books cannot be read.
@@ -128,8 +129,10 @@ impl Plane {
             board.track(&run.run_id, &run.backup, run.trigger == Trigger::Manual, now_ms);
         }
         let (nudge, nudged) = bounded(1);
-        let (board, notifier) = (Mutex::new(board), Mutex::new(notifier));
-        Ok(Self(Arc::new(Shared { books, board, notifier, patience, nudge, nudged })))
+        let board = Mutex::new(board);
+        let plane = Self(Arc::new(Shared { books, board, notifier, patience, nudge, nudged }));
+        plane.catch_up(now_ms)?;
+        Ok(plane)
     }
 
     /// Puts a new master key before the others; its id.
@@ -286,6 +289,7 @@ impl Plane {
         board.planner.reload(settings.entries(), settings.window);
         let channels = settings.channels();
         let gone = board.checks.keep(&settings.checks);
+        board.checks.redefined(&old.checks, &settings.checks);
         board.settings = Arc::new(settings);
         drop(board);
         gone.iter().for_each(|name| checks::note(&self.0.books, name, &Default::default()));
@@ -301,15 +305,15 @@ impl Plane {
 
     /// Lets what people are being told arrive, for a while.
     pub fn stop(&self, grace: Duration) {
-        self.notifier().stop(grace);
+        self.notifier().stop(grace, None);
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {
         self.0.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn notifier(&self) -> MutexGuard<'_, Notifier> {
-        self.0.notifier.lock().unwrap_or_else(PoisonError::into_inner)
+    fn notifier(&self) -> &Notifier {
+        &self.0.notifier
     }
 
     /// Puts what the board knows of an open run into its view.

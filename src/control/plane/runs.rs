@@ -223,22 +223,11 @@ impl Plane {
         now_ms: u64,
     ) -> Result<(), BooksError> {
         let changed = self.0.books.end(run_id, cancelled, error, now_ms)?;
-        let tracked = self.board().over(run_id);
+        self.board().over(run_id);
         self.nudge();
-        let (true, Some(run)) = (changed, tracked) else { return Ok(()) };
-        if cancelled {
-            // Somebody wanted it so: that is no failure to be woken up for.
-            log::warn!("run {run_id} of {} was cancelled: {error}", run.backup);
-            return Ok(());
+        if changed {
+            self.ended(run_id, now_ms);
         }
-        log::error!("run {run_id} of {} failed: {error}", run.backup);
-        let what = Failure {
-            name: run.backup,
-            run_id: run_id.to_owned(),
-            status: "failed".into(),
-            error: error.to_owned(),
-        };
-        self.alarm(what, now_ms);
         Ok(())
     }
 }

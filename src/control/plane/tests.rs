@@ -344,6 +344,24 @@ fn a_refused_or_failed_run_is_told() {
 }
 
 #[test]
+fn an_end_that_was_written_and_not_told_is_told_by_the_next_process() {
+    let bench = Bench::new();
+    let now_ms = unix_ms();
+    bench.plane.tick(now_ms);
+    let run_id = bench.plane.runs(None, 1).unwrap()[0].run_id.clone();
+    bench.plane.books().catalogue().end(&run_id, false, "no space left", now_ms).unwrap();
+    assert!(!bench.dir.path().join("told").exists());
+    let bench = bench.restarted();
+    bench.told("app failed");
+    assert_eq!(bench.plane.books().catalogue().owed().unwrap(), [""; 0]);
+    assert!(bench.plane.books().catalogue().alarm("app").unwrap().is_some());
+    let bench = bench.restarted();
+    bench.plane.stop(PATIENCE);
+    let told = std::fs::read_to_string(bench.dir.path().join("told")).unwrap();
+    assert_eq!(told.lines().collect::<Vec<_>>(), ["app failed"], "once");
+}
+
+#[test]
 fn silence_is_told_and_given_up_in_the_end() {
     let bench = Bench::new();
     let now_ms = unix_ms();

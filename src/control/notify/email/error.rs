@@ -37,13 +37,15 @@ pub enum SmtpError {
         doing: &'static str,
         /// Its code.
         code: u16,
-        /// Its words, without ours.
+        /// Its words, without ours; empty of a login.
         said: String,
     },
     /// Some recipients were refused; the others got the mail.
     Recipients {
         /// Who, with the server's words.
         refused: String,
+        /// Those of them who were only put off.
+        later: Vec<String>,
     },
     /// The server offers no STARTTLS.
     NoTls,
@@ -59,12 +61,11 @@ impl SmtpError {
         match self {
             Self::Net(error) => error.retry(),
             Self::Io { .. } | Self::Timeout { .. } | Self::Stopped | Self::Nonsense { .. } => true,
+            // A machine without a clock of its own trusts no certificate before it knows the time.
+            Self::Tls(_) => true,
             Self::Refused { code, .. } => (400..500).contains(code),
-            Self::Tls(_)
-            | Self::NoTls
-            | Self::Injected
-            | Self::NoAuth
-            | Self::Recipients { .. } => false,
+            Self::Recipients { later, .. } => !later.is_empty(),
+            Self::NoTls | Self::Injected | Self::NoAuth => false,
         }
     }
 }
@@ -79,13 +80,16 @@ impl fmt::Display for SmtpError {
             Self::Stopped => f.write_str("it was stopped before the mail was taken"),
             Self::Nonsense { doing } => write!(f, "its answer is not understood while {doing}"),
             Self::Refused { doing, code, said } => {
-                write!(f, "refused while {doing}: {code} {said}")?;
+                write!(f, "refused while {doing}: {code}")?;
+                if !said.is_empty() {
+                    write!(f, " {said}")?;
+                }
                 match code {
                     530 | 534 | 535 | 538 => f.write_str("; check user and password"),
                     _ => Ok(()),
                 }
             }
-            Self::Recipients { refused } => {
+            Self::Recipients { refused, .. } => {
                 write!(f, "it takes no mail for {refused}; the others got it")
             }
             Self::NoTls => f.write_str(

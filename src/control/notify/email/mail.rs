@@ -142,7 +142,7 @@ mod tests {
             error: error.into(),
         };
         let (id, host) = ("018b-1".into(), "web1".into());
-        Message { id, host, at_ms: 1_700_000_000_000, what }
+        Message { id, host, at_ms: 1_700_000_000_000, what, only: Vec::new() }
     }
 
     fn mail(name: &str, error: &str) -> String {

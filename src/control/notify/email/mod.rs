@@ -37,6 +37,8 @@ pub(in crate::control) use mail::is_address;
 
 /// A whole session.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// The step in which a server may repeat what it was sent: of its words nothing is kept but the code.
+const LOGIN: &str = "logging in";
 /// Lines of one answer.
 const LINES_MAX: usize = 100;
 
@@ -85,6 +87,12 @@ fn session(
     tools: &Tools<'_>,
     deadline: Deadline,
 ) -> Result<(), SmtpError> {
+    let wanted = |to: &&String| message.only.is_empty() || message.only.contains(to);
+    let to: Vec<&String> = email.to.iter().filter(wanted).collect();
+    if to.is_empty() {
+        // Whoever still had to get it is not in the file any more.
+        return Ok(());
+    }
     let (host, port) = (email.host.as_str(), email.port);
     let socket =
         net::open_tunnel(tools.proxy, host, port, deadline, tools.stop).map_err(SmtpError::Net)?;
@@ -107,14 +115,14 @@ fn session(
         server.log_in(&email.user, &offers)?;
     }
     server.ask(&format!("MAIL FROM:<{}>", email.from), "naming the sender", &[250])?;
-    let refused = server.recipients(&email.to)?;
+    let (refused, later) = server.recipients(&to)?;
     server.ask("DATA", "sending the mail", &[354])?;
     let mail = mail::compose(message, &email.from, &email.to);
     server.stream.send(mail::stuffed(&mail).as_bytes(), "sending the mail")?;
     server.expect("waiting for the mail to be taken", &[250])?;
     // It has the mail; how it says goodbye does not matter.
     let _ = server.ask("QUIT", "leaving", &[221]);
-    if refused.is_empty() { Ok(()) } else { Err(SmtpError::Recipients { refused }) }
+    if refused.is_empty() { Ok(()) } else { Err(SmtpError::Recipients { refused, later }) }
 }
 
 /// The server as the dialogue sees it.
@@ -132,7 +140,6 @@ impl Server<'_> {
     }
 
     fn log_in(&mut self, user: &str, offers: &[String]) -> Result<(), SmtpError> {
-        const DOING: &str = "logging in";
         let offered = |way: &str| {
             let ways = offers.iter().filter_map(|offer| {
                 offer.strip_prefix("AUTH ").or_else(|| offer.strip_prefix("AUTH="))
@@ -143,35 +150,43 @@ impl Server<'_> {
         if offered("PLAIN") {
             let login = Zeroizing::new(format!("\0{user}\0{}", self.password.expose()));
             let line = Zeroizing::new(format!("AUTH PLAIN {}", *coded(&login)));
-            self.ask(&line, DOING, &[235])?;
+            self.ask(&line, LOGIN, &[235])?;
         } else if offered("LOGIN") {
-            self.ask("AUTH LOGIN", DOING, &[334])?;
-            self.ask(&coded(user), DOING, &[334])?;
-            self.ask(&coded(self.password.expose()), DOING, &[235])?;
+            self.ask("AUTH LOGIN", LOGIN, &[334])?;
+            self.ask(&coded(user), LOGIN, &[334])?;
+            self.ask(&coded(self.password.expose()), LOGIN, &[235])?;
         } else {
             return Err(SmtpError::NoAuth);
         }
         Ok(())
     }
 
-    /// Names the recipients; who was refused, if others were not.
-    fn recipients(&mut self, to: &[String]) -> Result<String, SmtpError> {
+    /// Names the recipients; who was refused, if others were not, and who of them may be taken later.
+    fn recipients(&mut self, to: &[&String]) -> Result<(String, Vec<String>), SmtpError> {
         const DOING: &str = "naming the recipient";
-        let (mut refused, mut taken, mut last) = (String::new(), 0, None);
+        let (mut refused, mut later, mut taken) = (String::new(), Vec::new(), 0);
+        let mut worst: Option<SmtpError> = None;
         for address in to {
             match self.ask(&format!("RCPT TO:<{address}>"), DOING, &[250, 251]) {
                 Ok(_) => taken += 1,
                 Err(SmtpError::Refused { doing, code, said }) => {
                     let comma = if refused.is_empty() { "" } else { ", " };
                     refused.push_str(&format!("{comma}{address} ({code} {said})"));
-                    last = Some(SmtpError::Refused { doing, code, said });
+                    let error = SmtpError::Refused { doing, code, said };
+                    if error.retry() {
+                        later.push((*address).clone());
+                    }
+                    // If nobody was taken, one who may be is worth another try.
+                    if worst.is_none() || error.retry() {
+                        worst = Some(error);
+                    }
                 }
                 Err(error) => return Err(error),
             }
         }
-        match last {
+        match worst {
             Some(error) if taken == 0 => Err(error),
-            _ => Ok(refused),
+            _ => Ok((refused, later)),
         }
     }
 
@@ -204,12 +219,16 @@ impl Server<'_> {
         if codes.contains(&code) {
             return Ok(lines);
         }
-        let coded = STANDARD.encode(self.password.expose());
-        let said = hide(&lines.join(" "), &[self.password.expose(), &coded]);
         // A success where another one was wanted is no success.
         if code < 400 {
             return Err(SmtpError::Nonsense { doing });
         }
+        let said = if doing == LOGIN {
+            String::new()
+        } else {
+            let coded = Zeroizing::new(STANDARD.encode(self.password.expose()));
+            hide(&lines.join(" "), &[self.password.expose(), &coded])
+        };
         Err(SmtpError::Refused { doing, code, said })
     }
 }
