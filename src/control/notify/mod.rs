@@ -30,6 +30,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -90,6 +91,8 @@ pub struct Notifier {
     changing: Mutex<()>,
     means: Means,
     kept: Option<Catalogue>,
+    /// Messages so far: the order of those of one millisecond.
+    count: AtomicU32,
 }
 
 impl Notifier {
@@ -113,7 +116,7 @@ impl Notifier {
             Some(Err(error)) => log::error!("failed to look up waiting notifications: {error}"),
         }
         let (workers, changing) = (Mutex::default(), Mutex::default());
-        let notifier = Self { workers, changing, means, kept };
+        let notifier = Self { workers, changing, means, kept, count: AtomicU32::new(0) };
         let now_ms = unix_ms();
         let mut workers = Vec::new();
         for channel in channels {
@@ -190,7 +193,7 @@ impl Notifier {
 
     /// Tells everybody who wants to hear it, never waiting for a channel.
     pub fn tell(&self, what: Failure) {
-        let message = message(what);
+        let message = message(what, self.count.fetch_add(1, Ordering::Relaxed));
         self.workers().iter().for_each(|worker| worker.tell(&message));
     }
 
@@ -223,11 +226,17 @@ impl Notifier {
 }
 
 /// A message of this machine and moment.
-fn message(what: Failure) -> Message {
+fn message(what: Failure, count: u32) -> Message {
     let at_ms = unix_ms();
     let host = rustix::system::uname().nodename().to_str().unwrap_or_default().to_owned();
     let random = random_hex(6).unwrap_or_default();
-    Message { id: format!("{at_ms:012x}-{random}"), at_ms, host, what, only: Vec::new() }
+    Message {
+        id: format!("{at_ms:012x}-{count:08x}-{random}"),
+        at_ms,
+        host,
+        what,
+        only: Vec::new(),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -245,7 +254,7 @@ pub fn test(channel: &Channel, means: &Means, stop: &Cancel) -> Result<(), Deliv
     };
     names.into_iter().try_for_each(|name| {
         let (name, status) = (name.to_owned(), "test".to_owned());
-        let message = message(Failure { name, status, ..Failure::default() });
+        let message = message(Failure { name, status, ..Failure::default() }, 0);
         channel.deliver(&message, &Tools::new(means, stop))
     })
 }

@@ -182,7 +182,7 @@ fn what_waits_at_a_stop_is_told_by_the_next_process() {
     until("nothing is kept", || kept.kept_messages().unwrap().is_empty().then_some(()));
     drop(next);
     // Of a channel that has gone, nothing stays either.
-    kept.keep_message("ops", &message(failure("a"))).unwrap();
+    kept.keep_message("ops", &message(failure("a"), 0)).unwrap();
     drop(Notifier::start(Vec::new(), means(), Some(kept.clone())).unwrap());
     assert!(kept.kept_messages().unwrap().is_empty());
 }
