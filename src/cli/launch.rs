@@ -8,16 +8,20 @@ use crate::exit::Exit;
 use crate::host::update::launcher::{self, Launcher};
 use crate::host::update::{Origin, Restart};
 use crate::signals::Asked;
+use crate::store::CONTROL_STORE;
 
 use super::complain;
 
 /// Starts the version that should run, which mostly does not come back. `Ok` is: this one. `Err` is how this process ends
 /// after it has watched another.
 pub(super) fn start(state_dir: &Path) -> Result<Origin, Exit> {
+    let (settings, problems) = UpdateSettings::of_launcher(&process_env);
     let launcher = Launcher {
         state_dir,
+        stores: &[state_dir.to_owned(), state_dir.join(CONTROL_STORE)],
         own_version: VERSION,
-        settings: UpdateSettings::of_launcher(&process_env),
+        settings,
+        problems,
         say: &|text| complain(text),
     };
     match launcher.start() {

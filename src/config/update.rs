@@ -73,9 +73,11 @@ impl Default for UpdateSettings {
 }
 
 impl UpdateSettings {
-    /// Reads them alone, before anything else is looked at; what is wrong counts as not set.
-    pub fn of_launcher(env: Env<'_>) -> Self {
-        Self::read(&mut Reader { env, problems: Vec::new() })
+    /// Reads them alone, before anything else is looked at; what is wrong counts as not set, and is told.
+    pub fn of_launcher(env: Env<'_>) -> (Self, Vec<String>) {
+        let mut reader = Reader { env, problems: Vec::new() };
+        let settings = Self::read(&mut reader);
+        (settings, reader.problems)
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {

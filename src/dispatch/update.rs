@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::messages;
 use super::{Dispatch, DispatchError};
+use crate::clock::unix_ms;
 use crate::host::update::{Order, Restart, UpdateError, Updater};
 use crate::observe::tap::TOLD;
 use crate::redact::clean;
@@ -67,6 +68,9 @@ struct Pending {
     sha256: String,
     signature: Vec<u8>,
     force: bool,
+    /// When it was taken, Unix milliseconds.
+    #[serde(default)]
+    at_ms: u64,
 }
 
 impl Updates {
@@ -193,9 +197,9 @@ impl Dispatch {
     /// Goes on with an order that the last process was carrying out, and tells what became of the last update.
     pub(super) fn resume_update(&mut self) -> Result<(), DispatchError> {
         self.tell_of_update();
-        let Some(order) = load_pending(&self.store)? else { return Ok(()) };
+        let Some((order, at_ms)) = load_pending(&self.store)? else { return Ok(()) };
         let updater = &self.updates.updater;
-        if updater.on_trial() || updater.is_settled(&order) {
+        if updater.on_trial() || updater.is_settled(&order, at_ms) {
             return self.store_pending(None);
         }
         match updater.judge(&order) {
@@ -337,33 +341,39 @@ impl Dispatch {
         let mut batch = self.store.batch();
         match order {
             None => batch.delete(Space::Meta, PENDING_KEY.to_vec()),
-            Some(order) => batch.put(Space::Meta, PENDING_KEY.to_vec(), pending(order)),
+            Some(order) => {
+                batch.put(Space::Meta, PENDING_KEY.to_vec(), pending(order, unix_ms()));
+            }
         }
         Ok(self.store.commit(batch)?)
     }
 }
 
-fn pending(order: &Order) -> Vec<u8> {
+fn pending(order: &Order, at_ms: u64) -> Vec<u8> {
     let pending = Pending {
         version: order.version.clone(),
         url: order.url.as_ref().map(|url| url.expose().to_owned()),
         sha256: order.sha256.clone(),
         signature: order.signature.clone(),
         force: order.force,
+        at_ms,
     };
     serde_json::to_vec(&pending).unwrap_or_default()
 }
 
-/// One that does not read is of a version that knew more; it is forgotten.
-fn load_pending(store: &Store) -> Result<Option<Order>, DispatchError> {
+/// The order, and when it was taken. One that does not read is of a version that knew more; it is forgotten.
+fn load_pending(store: &Store) -> Result<Option<(Order, u64)>, DispatchError> {
     let Some(bytes) = store.get(Space::Meta, PENDING_KEY)? else { return Ok(None) };
     let pending = serde_json::from_slice::<Pending>(&bytes).ok();
-    Ok(pending.map(|pending| Order {
-        version: pending.version,
-        url: pending.url.map(Secret::new),
-        sha256: pending.sha256,
-        signature: pending.signature,
-        force: pending.force,
+    Ok(pending.map(|pending| {
+        let order = Order {
+            version: pending.version,
+            url: pending.url.map(Secret::new),
+            sha256: pending.sha256,
+            signature: pending.signature,
+            force: pending.force,
+        };
+        (order, pending.at_ms)
     }))
 }
 
@@ -415,9 +425,9 @@ mod tests {
         let store = Store::open(dir.path(), &Space::AGENT, &keys).unwrap();
         assert_eq!(load_pending(&store).unwrap(), None);
         let mut batch = store.batch();
-        batch.put(Space::Meta, PENDING_KEY.to_vec(), pending(&order()));
+        batch.put(Space::Meta, PENDING_KEY.to_vec(), pending(&order(), 7));
         store.commit(batch).unwrap();
-        assert_eq!(load_pending(&store).unwrap(), Some(order()));
+        assert_eq!(load_pending(&store).unwrap(), Some((order(), 7)));
         let mut batch = store.batch();
         batch.put(Space::Meta, PENDING_KEY.to_vec(), b"of a later version".to_vec());
         store.commit(batch).unwrap();

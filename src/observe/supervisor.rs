@@ -12,7 +12,6 @@
 //! this process; every program that it starts gets an environment of its own, but for a version on trial, which speaks for itself.
 
 use std::io;
-use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, never, select};
 
+use crate::net::notify_address;
 use crate::thread::{Cancel, spawn};
 
 /// What a start may take at most until it says something again: an SD card with a store to be repaired is slow.
@@ -87,11 +87,15 @@ impl Supervisor {
         Some((watchdog / 2).max(LOOK_MIN))
     }
 
-    /// The start takes longer, for this reason: the manager shall have patience for so long.
+    /// The start takes longer, for this reason: the manager shall have patience for so long. For one that takes over from
+    /// another version the service is up and its watchdog runs.
     pub fn starting(&self, why: &str, patience: Duration) {
         if let Some(manager) = &self.0 {
             let status = one_line(why);
-            manager.send(&format!("STATUS={status}\nEXTEND_TIMEOUT_USEC={}", patience.as_micros()));
+            let usec = patience.as_micros();
+            let watchdog = manager.watchdog.map(|watchdog| watchdog.max(patience));
+            let watchdog = watchdog_line(watchdog);
+            manager.send(&format!("STATUS={status}\nEXTEND_TIMEOUT_USEC={usec}{watchdog}"));
         }
     }
 
@@ -131,11 +135,7 @@ impl Supervisor {
 
 impl Manager {
     fn reach(name: &str, watchdog: Option<Duration>) -> io::Result<Self> {
-        let address = match name.as_bytes() {
-            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-            [b'/', ..] => SocketAddr::from_pathname(name)?,
-            _ => return Err(io::Error::other("neither a path nor an abstract name")),
-        };
+        let address = notify_address(name)?;
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         let (ready, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -211,7 +211,9 @@ impl Watch {
             self.manager.send("WATCHDOG=1");
         } else {
             self.said = one_line(&(self.vitals.status)());
-            self.manager.send(&format!("READY=1\nSTATUS={}\nWATCHDOG=1", self.said));
+            // What the start changed about it.
+            let watchdog = watchdog_line(self.manager.watchdog);
+            self.manager.send(&format!("READY=1\nSTATUS={}\nWATCHDOG=1{watchdog}", self.said));
             self.manager.ready.store(true, Ordering::SeqCst);
         }
         self.look_every
@@ -245,6 +247,11 @@ fn watchdog(env: &dyn Fn(&str) -> Option<String>, pid: u32) -> Option<Duration> 
     let usec: u64 = env("WATCHDOG_USEC")?.parse().ok()?;
     let mine = env("WATCHDOG_PID").is_none_or(|theirs| theirs.parse() == Ok(pid));
     (mine && usec > 0).then(|| Duration::from_micros(usec))
+}
+
+/// What sets the manager's watchdog to an interval, if it has one.
+fn watchdog_line(interval: Option<Duration>) -> String {
+    interval.map_or_else(String::new, |it| format!("\nWATCHDOG_USEC={}", it.as_micros()))
 }
 
 /// At most [`STATUS_MAX`] bytes without anything that would end the line or begin another assignment.

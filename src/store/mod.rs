@@ -113,6 +113,8 @@ pub struct StoreKeys {
 pub const MAX_VALUE_BYTES: usize = 16 << 20;
 /// Largest key of a record.
 pub const MAX_KEY_BYTES: usize = 4096;
+/// Where the control plane of `backupy up` has a store of its own, in the state directory.
+pub const CONTROL_STORE: &str = "control";
 
 /// A scan reads so much at a time.
 const PAGE_RECORDS: usize = 64;

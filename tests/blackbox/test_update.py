@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -521,10 +522,39 @@ def test_stop_during_a_trial(fleet):
     )
     assert host.stop(30) == OK
     assert not pathlib.Path(f"/proc/{child}").exists()
+    state = json.loads((host.state / "versions" / "state.json").read_text())
+    assert state["trial"]["attempts"] == 0, "a stop says nothing about the version"
     # The next start tries it once more; this time it is let in.
     fleet.plane.ignores = lambda register: False
     host.start()
     fleet.settled(host, NEXT_VERSION)
+
+
+@pytest.mark.parametrize("how", ["dies", pytest.param("hangs", marks=pytest.mark.slow)])
+def test_a_confirmed_version_that_does_not_make_room_for_itself(fleet, how):
+    """Once it has proven itself, it is started for good, however its trial ends."""
+    host = fleet.host(BACKUPY_UPDATE_CONFIRM_TIMEOUT="15s")
+    fleet.plane.session()
+    fleet.plane.ignores = lambda register: register["agent_version"] == NEXT_VERSION
+    fleet.send(fleet.offer(fleet.next()))
+    fleet.plane.wait(
+        lambda: any(s.register and s.register["agent_version"] == NEXT_VERSION for s in fleet.plane.sessions),
+        60,
+        "the new version",
+    )
+    child = trial(host)
+    os.kill(child, signal.SIGSTOP)
+    # What it writes down once it has a session.
+    path = host.state / "versions" / "state.json"
+    state = json.loads(path.read_text())
+    state["current"], state["trial"] = state["trial"]["slot"], None
+    path.write_text(json.dumps(state))
+    fleet.plane.ignores = lambda register: False
+    if how == "dies":
+        os.kill(child, signal.SIGKILL)
+    fleet.settled(host, NEXT_VERSION, 150)
+    assert host.running and host.starts == 1
+    assert json.loads(path.read_text())["failed"] == []
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
@@ -611,6 +641,33 @@ def test_by_hand_for_the_next_start(fleet):
     host.start()
     fleet.version(NEXT_VERSION, count)
     fleet.settled(host, NEXT_VERSION)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_by_hand_by_root_for_another_user(fleet):
+    """Root reads the file and puts its rights down before it touches what the other user may replace."""
+    host = fleet.host(start=False)
+    program = fleet.next()
+    path = fleet.lab.directory / "new-backupy"
+    path.write_bytes(program)
+    path.chmod(0o600)
+    path.with_name("new-backupy.sig").write_bytes(fleet.signer.sign(program))
+    with tempfile.TemporaryDirectory(prefix="backupy-", dir="/tmp") as state:
+        state = pathlib.Path(state)
+        os.chown(state, 12345, 12346)
+        done = host.command("self-update", path, "--state-dir", state)
+        assert done.returncode == OK and "next start" in done.stdout, done.stderr
+        made = list(state.rglob("*"))
+        assert len(made) == 5, made
+        assert {(p.stat().st_uid, p.stat().st_gid) for p in made} == {(12345, 12346)}
+        # A link to where only root may write.
+        shutil.rmtree(state / "versions")
+        trap = fleet.lab.directory / "trap"
+        trap.mkdir()
+        (state / "versions").symlink_to(trap)
+        done = host.command("self-update", path, "--state-dir", state)
+        assert done.returncode == FAILED and "Permission denied" in done.stderr, done.stderr
+        assert list(trap.iterdir()) == []
 
 
 @pytest.mark.parametrize("act", ["good", "crash", "broken-file"])

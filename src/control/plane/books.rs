@@ -35,11 +35,9 @@ use crate::control::storage::{
 use crate::control::view::RunView;
 use crate::model::UploadCreds;
 use crate::secret::{Secret, SecretBytes};
-use crate::store::{Migrations, Store, StoreKeys};
+use crate::store::{CONTROL_STORE, Migrations, Store, StoreKeys};
 use crate::wire::BackupCompleted;
 
-/// Name of the control plane's own store in the state directory.
-const STORE_DIR: &str = "control";
 /// The time is noted, and the storage tidied, at least so often.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 const TIDY_EVERY_MS: u64 = 6 * 3_600_000;
@@ -565,7 +563,7 @@ fn open_catalogue(
     migrations: Migrations,
 ) -> Result<Catalogue, BooksError> {
     let keys = StoreKeys { current: agent_key.clone(), previous: None };
-    Ok(Catalogue::new(Store::open_as(&state_dir.join(STORE_DIR), &SPACES, &keys, migrations)?))
+    Ok(Catalogue::new(Store::open_as(&state_dir.join(CONTROL_STORE), &SPACES, &keys, migrations)?))
 }
 
 /// What the catalogue will never take must not be offered for ever.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ring::digest::{Context, SHA256};
 
 use super::error::UpdateError;
-use super::slots::{MAX_PROGRAM_BYTES, PROGRAM, SIGNATURE, own, remove, verify};
+use super::slots::{MAX_PROGRAM_BYTES, PROGRAM, SIGNATURE, remove, verify};
 use crate::config::UpdateKey;
 use crate::hex::hex;
 
@@ -98,16 +98,16 @@ impl Arrival {
         Ok(self.dir.join(PROGRAM))
     }
 
-    /// Makes it a slot.
+    /// Makes it a slot. One that is whole already stays as it is: it may be the one that runs.
     ///
     /// # Errors
     /// When it cannot be put in its place.
-    pub fn keep(mut self, sha256: &str) -> Result<(), UpdateError> {
+    pub fn keep(mut self, sha256: &str, key: &UpdateKey) -> Result<(), UpdateError> {
         let failed = |error| UpdateError::io("write", &self.dir, error);
         let versions = self.dir.parent().map(Path::to_owned).unwrap_or_default();
         let slot = versions.join(sha256);
-        for path in [self.dir.join(PROGRAM), self.dir.join(SIGNATURE), self.dir.clone()] {
-            own(&versions, &path).map_err(failed)?;
+        if verify(&slot, sha256, key).is_ok() {
+            return Ok(());
         }
         let sync = |dir: &Path| File::open(dir)?.sync_all();
         sync(&self.dir).map_err(failed)?;
@@ -125,5 +125,35 @@ impl Drop for Arrival {
         {
             log::warn!("failed to remove {}: {error}", self.dir.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::signature::tests::signed;
+    use super::super::slots::Versions;
+    use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn a_slot_that_is_whole_is_left_alone_and_a_damaged_one_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let versions = Versions::of(dir.path());
+        let (signature, key) = signed(b"program");
+        let sha256 = hex(ring::digest::digest(&SHA256, b"program").as_ref());
+        let program = versions.program(&sha256);
+        let arrive = || {
+            let mut arrival = versions.arrival("x").unwrap();
+            arrival.write(b"program").unwrap();
+            arrival.prove(&sha256, &signature, &key).unwrap();
+            arrival.keep(&sha256, &key).unwrap();
+            fs::metadata(&program).unwrap().ino()
+        };
+        let first = arrive();
+        assert_eq!(arrive(), first, "it may be the one that runs");
+        assert!(!versions.dir().join("new-x").exists());
+        fs::write(&program, b"damaged").unwrap();
+        assert_ne!(arrive(), first);
+        assert_eq!(fs::read(&program).unwrap(), b"program");
     }
 }

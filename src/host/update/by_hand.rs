@@ -1,9 +1,12 @@
 //! An update by somebody at the host: from a file or a URL into a slot, then an order for the process that runs, or for the
 //! next start.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::process::{Gid, Uid, geteuid};
 
 use super::arrival::Arrival;
 use super::error::UpdateError;
@@ -42,7 +45,8 @@ pub struct Request<'a> {
     pub key: &'a UpdateKey,
 }
 
-/// Puts the program into its slot of `state_dir` and says what to order.
+/// Puts the program into its slot of `state_dir` and says what to order. Where root calls it for the state directory of
+/// another user, the calling thread is that user from then on.
 ///
 /// # Errors
 /// See [`UpdateError`]; nothing is left of it then.
@@ -57,10 +61,18 @@ pub fn stage(
     let caller = Caller::new(tls, proxy, policy, Timing::default(), cancel.clone());
     let der =
         signature::decode(&read_signature(request, &caller)?).ok_or(UpdateError::Signature)?;
+    let file = match &request.source {
+        Source::File(path) => {
+            Some(File::open(path).map_err(|error| UpdateError::io("read", path, error))?)
+        }
+        Source::Url(_) => None,
+    };
+    become_owner(state_dir).map_err(|e| UpdateError::io("act as the owner of", state_dir, e))?;
     let mut arrival = Versions::of(state_dir).arrival("by-hand")?;
-    match &request.source {
-        Source::File(path) => copy(path, &mut arrival)?,
-        Source::Url(url) => download::fetch(&caller, url, &mut arrival)?,
+    match (&request.source, file) {
+        (Source::Url(url), _) => download::fetch(&caller, url, &mut arrival)?,
+        (Source::File(path), Some(file)) => copy(path, file, &mut arrival)?,
+        (Source::File(_), None) => {}
     }
     let sha256 = request.sha256.map_or_else(|| arrival.sha256(), str::to_ascii_lowercase);
     let program = arrival.prove(&sha256, &der, request.key)?;
@@ -69,8 +81,24 @@ pub fn stage(
     let order = Order::read(&version, None, &sha256, &der, request.force);
     let order = order.map_err(|_| UpdateError::Mute("its version is none", None))?;
     check(&program, &order.version, cancel)?;
-    arrival.keep(&sha256)?;
+    arrival.keep(&sha256, request.key)?;
     Ok(order)
+}
+
+/// Whoever owns the directory may replace everything in it at any moment, by links, too: root would run, write and give
+/// away what they lead to. So root puts its rights down for good, real and saved ids included. New threads and programs
+/// have those of this thread.
+fn become_owner(state_dir: &Path) -> io::Result<()> {
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let owner = fs::metadata(state_dir)?;
+    let (uid, gid) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    if !geteuid().is_root() || uid.is_root() {
+        return Ok(());
+    }
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    Ok(())
 }
 
 /// Has the next start try it, where nobody runs.
@@ -119,14 +147,51 @@ fn read_signature(request: &Request<'_>, caller: &Caller) -> Result<Vec<u8>, Upd
     Ok(bytes)
 }
 
-fn copy(path: &Path, arrival: &mut Arrival) -> Result<(), UpdateError> {
+fn copy(path: &Path, mut file: File, arrival: &mut Arrival) -> Result<(), UpdateError> {
     let failed = |error| UpdateError::io("read", path, error);
-    let mut file = File::open(path).map_err(failed)?;
     let mut piece = vec![0; 64 << 10];
     loop {
         match file.read(&mut piece).map_err(failed)? {
             0 => return Ok(()),
             n => arrival.write(piece.get(..n).unwrap_or_default())?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::chown;
+
+    /// Needs root; for anybody else it is that nothing changes.
+    #[test]
+    fn root_becomes_the_owner_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = fs::metadata(dir.path()).unwrap().uid();
+        let is_root = geteuid().is_root();
+        if is_root {
+            chown(dir.path(), Some(12345), Some(12346)).unwrap();
+        }
+        let path = dir.path().to_owned();
+        // Rights belong to a thread; this one ends with the test.
+        let made = std::thread::spawn(move || {
+            become_owner(&path).unwrap();
+            let made = path.join("made");
+            fs::write(&made, b"").unwrap();
+            if is_root {
+                use rustix::thread::set_thread_res_uid;
+                let root = Uid::ROOT;
+                set_thread_res_uid(root, root, root).unwrap_err();
+                chown(&made, Some(0), Some(0)).unwrap_err();
+            }
+            let made = fs::metadata(&made).unwrap();
+            (made.uid(), made.gid())
+        });
+        let (uid, gid) = made.join().unwrap();
+        if is_root {
+            assert_eq!((uid, gid), (12345, 12346));
+        } else {
+            assert_eq!(uid, before);
         }
     }
 }

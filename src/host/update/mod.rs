@@ -13,12 +13,12 @@ mod arrival;
 pub mod by_hand;
 mod download;
 mod error;
+mod feed;
 mod inspect;
 pub mod launcher;
 mod order;
 mod origin;
 mod plan;
-mod pulse;
 mod signature;
 mod slots;
 mod state;
@@ -113,6 +113,8 @@ pub struct Means {
 pub struct Updater {
     means: Means,
     versions: Versions,
+    /// Whether the state could be read.
+    is_known: bool,
     state: Mutex<State>,
 }
 
@@ -120,16 +122,20 @@ impl Updater {
     /// Reads the state. A damaged one is reported and begun anew: the installed version runs then.
     pub fn open(state_dir: &Path, means: Means) -> Self {
         let versions = Versions::of(state_dir);
-        let state = versions.load().unwrap_or_else(|error| {
-            log::error!("{error}; what it said about versions is forgotten");
-            State::default()
+        let loaded = versions.load().inspect_err(|error| {
+            log::error!("{error}; nothing is known of other versions, and none is removed");
         });
-        Self { means, versions, state: Mutex::new(state) }
+        let is_known = loaded.is_ok();
+        Self { means, versions, is_known, state: Mutex::new(loaded.unwrap_or_default()) }
     }
 
     /// Removes versions that no longer count and what interrupted downloads left. For whoever holds the lock of the state
     /// directory. Where the installed version overtook the confirmed one, no other is needed.
     pub fn tidy(&self) {
+        // It may be read next time, and name any of them.
+        if !self.is_known {
+            return;
+        }
         let mut state = self.lock();
         let installed = &self.means.origin.installed_version;
         let is_installed = self.means.origin.slot.is_none() && state.trial.is_none();
@@ -197,12 +203,16 @@ impl Updater {
         order::judge(order, self.means.version, &self.lock())
     }
 
-    /// Whether the order is settled: what it names is on trial, runs, or has failed.
-    pub fn is_settled(&self, order: &Order) -> bool {
+    /// Whether an order of `at_ms` is settled: what it names is on trial, runs, or has failed since.
+    pub fn is_settled(&self, order: &Order, at_ms: u64) -> bool {
         let state = self.lock();
         let is_it = |slot: &Slot| slot.sha256 == order.sha256;
         state.current.as_ref().is_some_and(is_it)
             || state.trial.as_ref().is_some_and(|trial| is_it(&trial.slot))
+            || state
+                .last
+                .as_ref()
+                .is_some_and(|last| last.version == order.version && last.at_ms >= at_ms)
             || (!order.force && state.failed.iter().any(|failed| failed.sha256 == order.sha256))
     }
 
@@ -229,7 +239,7 @@ impl Updater {
         download::fetch(&caller, url, &mut arrival)?;
         let program = arrival.prove(&order.sha256, &order.signature, key)?;
         check(&program, &order.version, cancel)?;
-        arrival.keep(&order.sha256)
+        arrival.keep(&order.sha256, key)
     }
 
     /// Writes down that the next start tries it.
@@ -341,4 +351,50 @@ fn check(program: &Path, announced: &str, cancel: &Cancel) -> Result<(), UpdateE
         return Ok(());
     }
     Err(UpdateError::Version { announced: announced.to_owned(), found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn updater(dir: &Path) -> Updater {
+        let means = Means {
+            version: "1.0.0",
+            settings: UpdateSettings::default(),
+            origin: Origin::of_this_process(dir, "1.0.0"),
+            tls: TlsSettings::default(),
+            proxy: ProxySettings::default(),
+            trust: Trust::Remote,
+        };
+        Updater::open(dir, means)
+    }
+
+    #[test]
+    fn nothing_is_removed_where_the_state_does_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let versions = Versions::of(dir.path());
+        versions.save(&State::default()).unwrap();
+        let slot = versions.dir().join("a".repeat(64));
+        std::fs::create_dir(&slot).unwrap();
+        std::fs::write(versions.dir().join("state.json"), b"{").unwrap();
+        updater(dir.path()).tidy();
+        assert!(slot.exists());
+        versions.save(&State::default()).unwrap();
+        updater(dir.path()).tidy();
+        assert!(!slot.exists());
+    }
+
+    #[test]
+    fn an_order_by_force_is_settled_by_what_came_of_it_and_not_by_what_was_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let updater = updater(dir.path());
+        let order = |version| Order::read(version, None, &"a".repeat(64), &[0x30; 70], true);
+        let order = |version| order(version).unwrap();
+        let before = unix_ms();
+        updater.note_failure(&order("2.0.0"), "it hung");
+        let at_ms = updater.lock().last.as_ref().unwrap().at_ms;
+        assert!(updater.is_settled(&order("2.0.0"), before));
+        assert!(!updater.is_settled(&order("2.0.0"), at_ms + 1), "ordered again since");
+        assert!(!updater.is_settled(&order("2.0.1"), before));
+    }
 }

@@ -70,6 +70,11 @@ pub fn judge(order: &Order, running: &str, state: &State) -> Result<(), String> 
     if let Some(trial) = &state.trial {
         return Err(format!("version {} is being tried", trial.slot.version));
     }
+    let runs = |slot: &&Slot| slot.sha256 == order.sha256 && slot.version == running;
+    if let Some(current) = state.current.as_ref().filter(runs) {
+        // Even by force: a trial of it that fails would take back the version that is known to work.
+        return Err(format!("version {} runs already, this very binary", current.version));
+    }
     if order.force {
         return Ok(());
     }
@@ -109,6 +114,20 @@ mod tests {
         for version in ["1.2.3", "1.2.2"] {
             assert_eq!(judge(&order(version, true), "1.2.3", &state), Ok(()));
         }
+    }
+
+    #[test]
+    fn the_binary_that_runs_is_not_tried_again_even_if_forced() {
+        let mut state = State::default();
+        state.propose(order("2.0.0", false).slot("1.0.0"), "1.0.0");
+        state.confirm(0);
+        for force in [true, false] {
+            let refused = judge(&order("2.0.0", force), "2.0.0", &state).unwrap_err();
+            assert!(refused.contains("runs already"), "{refused}");
+        }
+        let another = Order { sha256: "b".repeat(64), ..order("2.0.0", true) };
+        assert_eq!(judge(&another, "2.0.0", &state), Ok(()));
+        assert_eq!(judge(&order("2.0.0", true), "3.0.0", &state), Ok(()), "a package overtook it");
     }
 
     #[test]

@@ -33,10 +33,16 @@ pub fn is_valid(key: &UpdateKey, blob: &[u8], signature: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use ring::rand::SystemRandom;
     use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+
+    /// A signature of `blob`, and the key that it is to be checked with.
+    pub fn signed(blob: &[u8]) -> (Vec<u8>, UpdateKey) {
+        let (pair, key) = pair();
+        (pair.sign(&SystemRandom::new(), blob).unwrap().as_ref().to_vec(), key)
+    }
 
     fn pair() -> (EcdsaKeyPair, UpdateKey) {
         let random = SystemRandom::new();

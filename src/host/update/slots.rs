@@ -12,7 +12,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ring::digest::SHA256;
@@ -97,18 +97,15 @@ impl Versions {
         let bytes = serde_json::to_vec_pretty(state).unwrap_or_default();
         self.prepare()?;
         write_aside(&self.dir, STATE, &bytes)
-            .and_then(|()| own(&self.dir, &self.dir.join(STATE)))
             .map_err(|error| UpdateError::io("write", &self.dir.join(STATE), error))
     }
 
-    /// Makes the directory, for the owner of the state directory.
     fn prepare(&self) -> Result<(), UpdateError> {
         match DirBuilder::new().mode(0o700).create(&self.dir) {
-            Ok(()) => {
-                own(&self.dir, &self.dir).map_err(|e| UpdateError::io("create", &self.dir, e))
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(UpdateError::io("create", &self.dir, error))
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(UpdateError::io("create", &self.dir, error)),
+            _ => Ok(()),
         }
     }
 
@@ -188,17 +185,6 @@ pub(super) fn remove(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Root may put a version into the state directory of another user, who has to read it.
-pub(super) fn own(beside: &Path, path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt as _;
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let parent = beside.parent().unwrap_or(beside);
-    let owner = fs::metadata(parent)?;
-    chown(path, Some(owner.uid()), Some(owner.gid()))
 }
 
 #[cfg(test)]

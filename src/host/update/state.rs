@@ -104,8 +104,9 @@ impl State {
             (_, Some(slot)) if slot.sha256 == sha256 => (slot.clone(), slot.version.clone()),
             _ => return,
         };
-        self.trial.take_if(|trial| trial.slot.sha256 == sha256);
-        if self.current.as_ref().is_some_and(|current| current.sha256 == sha256) {
+        // Of a failed trial of the very binary that is current, the trial is what failed.
+        let was_on_trial = self.trial.take_if(|trial| trial.slot.sha256 == sha256).is_some();
+        if !was_on_trial && self.current.as_ref().is_some_and(|current| current.sha256 == sha256) {
             self.current = self.previous.take();
             self.starts = 0;
         }
@@ -180,6 +181,10 @@ mod tests {
         );
         state.propose(slot("b", "2.0.0"), "1.0.0");
         assert_eq!(state.failed, []);
+        let mut state = State { current: Some(slot("b", "2")), ..State::default() };
+        state.propose(slot("b", "2"), "1");
+        state.fail(&"b".repeat(64), "it hung", 5);
+        assert_eq!((&state.current, &state.trial), (&Some(slot("b", "2")), &None));
         let mut state = State {
             current: Some(slot("b", "2")),
             previous: Some(slot("a", "1")),

@@ -5,16 +5,16 @@ use std::io;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::feed::Feeder;
 use super::launcher::Launcher;
 use super::origin::{Origin, STAGE, WATCHER, same_again};
-use super::pulse::Pulse;
 use super::slots::Versions;
 use super::state::Slot;
 use crate::exit::Exit;
@@ -22,6 +22,9 @@ use crate::thread;
 
 /// The exit code of a shell for a program that cannot be executed.
 const CANNOT_EXECUTE: u8 = 126;
+
+/// How long a confirmed version may take to make room for itself: it runs no backups, so that nothing is to be waited for.
+const HAND_OVER: Duration = Duration::from_secs(60);
 
 /// How a watched trial ended.
 #[derive(Debug, Default)]
@@ -31,9 +34,18 @@ pub(super) struct Watched {
     pub(super) failure: Option<String>,
     /// Somebody wants the whole thing to end, so that nothing is proven.
     pub(super) asked_to_stop: bool,
+    /// What still comes.
+    events: Option<Receiver<i32>>,
 }
 
 impl Watched {
+    /// Whether somebody has asked for the end, at the latest now.
+    pub(super) fn hear_stop(&mut self) -> bool {
+        let mut late = self.events.iter().flat_map(Receiver::try_iter);
+        self.asked_to_stop |= late.any(|signal| matches!(signal, SIGTERM | SIGINT));
+        self.asked_to_stop
+    }
+
     /// Whether it ended as it was asked to; or it had not come so far that it listens for signals.
     pub(super) fn ended_as_asked(&self) -> bool {
         let fine = [Exit::HandedOver.code(), code_of_signal(SIGTERM), code_of_signal(SIGINT)];
@@ -64,7 +76,10 @@ impl Launcher<'_> {
             .process_group(0)
             .spawn();
         match spawned {
-            Ok(child) => self.follow(versions, slot, child, &events),
+            Ok(child) => {
+                let watched = self.follow(versions, slot, child, &events);
+                Watched { events: Some(events), ..watched }
+            }
             Err(error) => failed("failed to start a process for it", error),
         }
     }
@@ -78,8 +93,9 @@ impl Launcher<'_> {
     ) -> Watched {
         let timeout = self.settings.confirm_timeout;
         let mut deadline = Some(Instant::now() + timeout);
+        let mut leave_by = None;
         let mut watched = Watched::default();
-        let mut pulse = Pulse::of_environment();
+        let mut feeder = Feeder::of_environment();
         loop {
             match child.try_wait() {
                 Ok(None) => {}
@@ -98,10 +114,10 @@ impl Launcher<'_> {
                     return watched;
                 }
             }
-            if let Some(pulse) = &mut pulse {
-                pulse.beat(Instant::now());
+            if let Some(feeder) = &mut feeder {
+                feeder.feed(Instant::now());
             }
-            let wake_at = deadline.into_iter().chain(pulse.as_ref().map(Pulse::next)).min();
+            let wake_at = deadline.into_iter().chain(feeder.as_ref().map(Feeder::next)).min();
             let signal = next(events, wake_at);
             let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
             match signal {
@@ -112,12 +128,15 @@ impl Launcher<'_> {
                     send(&child, signal);
                 }
                 None if !is_over => {}
-                None if confirmed(versions, slot) => {
+                None if leave_by.is_none() && confirmed(versions, slot) => {
                     // From here on it speaks for itself.
-                    (deadline, pulse) = (None, None);
+                    feeder = None;
+                    leave_by = Some(Instant::now() + HAND_OVER);
+                    deadline = leave_by;
                 }
                 None => {
                     deadline = None;
+                    // Where it is confirmed, it is not held against it.
                     watched.failure = Some(format!(
                         "it had no session with the control plane within {} s",
                         timeout.as_secs()

@@ -1,5 +1,6 @@
 //! A scripted service manager on a socket of the test's own.
 
+use std::os::linux::net::SocketAddrExt as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -159,7 +160,7 @@ fn not_ready_before_everything_is_alive() {
     };
     let over = Cancel::new().unwrap();
     let thread = supervisor.watch(vitals, Cancel::new().unwrap(), over.clone()).unwrap().unwrap();
-    assert_eq!(next(&socket), "READY=1\nSTATUS=fine\nWATCHDOG=1");
+    assert_eq!(next(&socket), "READY=1\nSTATUS=fine\nWATCHDOG=1\nWATCHDOG_USEC=800000");
     assert!(seen.len() >= 3);
     over.cancel(Why::Shutdown);
     thread.join().unwrap();
@@ -176,6 +177,20 @@ fn before_ready_only_patience_is_asked_for() {
     assert!(reloaded);
     supervisor.starting("waiting for the bucket", Duration::from_secs(60));
     assert_eq!(next(&socket), "STATUS=waiting for the bucket\nEXTEND_TIMEOUT_USEC=60000000");
+}
+
+#[test]
+fn a_start_that_takes_over_has_the_patience_of_the_watchdog() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let socket = listen(&path);
+    for (interval, while_starting) in [("2000000", 60_000_000), ("90000000", 90_000_000)] {
+        let pairs = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", interval)];
+        Supervisor::from_env(&env(&pairs)).starting("slowly", Duration::from_secs(60));
+        let expected =
+            format!("STATUS=slowly\nEXTEND_TIMEOUT_USEC=60000000\nWATCHDOG_USEC={while_starting}");
+        assert_eq!(next(&socket), expected);
+    }
 }
 
 #[test]

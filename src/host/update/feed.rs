@@ -2,29 +2,27 @@
 //! not end the whole service before the trial's own time is over. The version on trial speaks for itself (sd_notify(3)).
 
 use std::env;
-use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
+
+use crate::net::notify_address;
 
 /// Never more often.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 /// The manager, and when it next wants to hear something.
-pub struct Pulse {
+pub struct Feeder {
     socket: UnixDatagram,
     address: SocketAddr,
     every: Duration,
     next: Instant,
 }
 
-impl Pulse {
+impl Feeder {
     /// `None` where nobody listens or has a watchdog.
     pub fn of_environment() -> Option<Self> {
         let name = env::var("NOTIFY_SOCKET").ok()?;
-        let address = match name.strip_prefix('@') {
-            Some(name) => SocketAddr::from_abstract_name(name).ok()?,
-            None => SocketAddr::from_pathname(name).ok()?,
-        };
+        let address = notify_address(&name).ok()?;
         let usec: u64 = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
         let every = (Duration::from_micros(usec) / 2).max(SHORTEST);
         let socket = UnixDatagram::unbound().ok()?;
@@ -38,7 +36,7 @@ impl Pulse {
     }
 
     /// Sends it if it is due. A manager that does not take it is not waited for.
-    pub fn beat(&mut self, now: Instant) {
+    pub fn feed(&mut self, now: Instant) {
         if now >= self.next {
             self.next = now + self.every;
             let _ = self.socket.send_to_addr(b"WATCHDOG=1", &self.address);
@@ -51,13 +49,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beats_when_it_is_due_and_not_before() {
+    fn feeds_when_it_is_due_and_not_before() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         manager.set_nonblocking(true).unwrap();
         let now = Instant::now();
-        let mut pulse = Pulse {
+        let mut feeder = Feeder {
             socket: UnixDatagram::unbound().unwrap(),
             address: SocketAddr::from_pathname(&path).unwrap(),
             every: Duration::from_secs(5),
@@ -67,11 +65,11 @@ mod tests {
             let mut bytes = [0; 32];
             manager.recv(&mut bytes).ok().map(|n| bytes[..n].to_vec())
         };
-        pulse.beat(now);
+        feeder.feed(now);
         assert_eq!(heard().as_deref(), Some(&b"WATCHDOG=1"[..]));
-        pulse.beat(now + Duration::from_secs(4));
+        feeder.feed(now + Duration::from_secs(4));
         assert_eq!(heard(), None);
-        pulse.beat(pulse.next());
+        feeder.feed(feeder.next());
         assert!(heard().is_some());
     }
 }
