@@ -13,7 +13,7 @@ import time
 import pytest
 
 from plane import agent as agents
-from plane import databases
+from plane import databases, updates
 from plane.agent import wait_until
 
 PACKAGING = pathlib.Path(__file__).parents[2] / "packaging" / "systemd"
@@ -235,8 +235,13 @@ def test_under_systemd(machine):
     beside = root / "etc/systemd/system/backupy.service.d"
     beside.mkdir()
     shutil.copy(PACKAGING / "examples/storage.conf", beside)
-    (beside / "fast.conf").write_text("[Service]\nWatchdogSec=6\nRestartSec=1\n")
+    (beside / "fast.conf").write_text(
+        "[Service]\nWatchdogSec=6\nRestartSec=1\n"
+        "Environment=BACKUPY_UPDATE_PUBLIC_KEY=/etc/backupy/update.pem BACKUPY_UPDATE_CONFIRM_TIMEOUT=20s\n"
+    )
     (root / "etc/backupy").mkdir()
+    signer = updates.Signer()
+    (root / "etc/backupy/update.pem").write_text(signer.pem)
     (root / "etc/backupy/backupy.toml").write_text(
         '[storage]\ndirectory = "/srv/backups"\n[[backup]]\nname = "app"\n'
         'database = "sqlite:///home/app/app.db"\nevery = "6h"\n'
@@ -289,5 +294,31 @@ def test_under_systemd(machine):
 
     wait_until(lambda: states()[0] in ("ok", "failed"), 60, "the run's end")
     assert states() == ["ok"]
+    # A version that crashes, one that hangs, and a good one: for systemd it is one service that never stopped.
+    before = [machine.show("MainPID"), machine.show("NRestarts")]
+
+    def update(program):
+        (root / "root/new").write_bytes(program)
+        (root / "root/new.sig").write_bytes(signer.sign(program))
+        machine.run("env", "BACKUPY_UPDATE_PUBLIC_KEY=/etc/backupy/update.pem", "backupy", "self-update", "/root/new")
+
+    def status():
+        said = machine.run("backupy", "status", "--json", check=False)
+        return json.loads(said) if said else {}
+
+    def last():
+        return (status().get("dispatch", {}).get("update", {}).get("last") or {}).get("at_ms", 0)
+
+    for act in ("crash", "hang"):
+        earlier = last()
+        update(updates.stand_in(machine.directory, act))
+        wait_until(lambda: last() > earlier, 60, f"the end of a version that does {act}")  # noqa: B023
+        assert status()["version"] != updates.NEXT_VERSION
+    update(updates.stripped(updates.NEXT, machine.directory))
+    wait_until(lambda: status().get("version") == updates.NEXT_VERSION, 60, "the new version")
+    wait_until(lambda: machine.show("StatusText") == "connected; no run active", 30, "its status line")
+    assert [machine.show("MainPID"), machine.show("NRestarts")] == before
+    assert machine.show("ActiveState") == "active" and machine.show("SubState") == "running"
+    machine.run("/usr/local/bin/backupy", "backup", "app")
     machine.run("systemctl", "stop", "backupy")
     assert machine.show("Result") == "success" and machine.show("ActiveState") == "inactive"
