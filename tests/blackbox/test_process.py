@@ -16,7 +16,9 @@ from plane import agent as agents
 from plane.agent import wait_until
 
 OK, FAILED, USAGE, STATE, BUSY, NOT_RUNNING = 0, 1, 2, 3, 4, 5
-RELEASE = "release" in agents.COMMAND[-1]
+# The static build is what is given away; with glibc some 2 MiB more of libraries and relocations are mapped.
+STATIC = "dist" in agents.COMMAND[-1]
+RELEASE = STATIC or "release" in agents.COMMAND[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -257,7 +259,7 @@ def test_idle_cost(lab):
     time.sleep(5)
     print(f"fresh: RSS {agent.memory() / 2**20:.1f} MiB")
     if RELEASE:
-        assert agent.memory() < 8 * 2**20
+        assert agent.memory() < (8 if STATIC else 9) * 2**20
 
 
 def test_disk_after_work(lab):
