@@ -10,7 +10,7 @@
 //! That does not recognise a daemon with root on another machine whose socket was forwarded to here: its networks look
 //! like ours, and its published ports are taken for this host's.
 //!
-//! In a container, 127.0.0.1 is the agent's own and no way to anything of the host. One that sees a bridge uses the
+//! In a container, 127.0.0.1 is the agent's own and no way to anything of the host. One that sees an interface which begins here uses the
 //! network of the host, or of the daemon that it holds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -80,12 +80,18 @@ fn published(reach: &Reach, port: u16, shut_in: bool) -> Vec<SocketAddr> {
 fn is_shut_in(root: &Path) -> bool {
     let marked = ["/.dockerenv", "/run/.containerenv"].iter();
     let mut marked = marked.map(|mark| root.join(mark.trim_start_matches('/')));
-    marked.any(|mark| mark.exists()) && !sees_bridge(&root.join("sys/class/net"))
+    marked.any(|mark| mark.exists()) && !has_own_interface(&root.join("sys/class/net"))
 }
 
-fn sees_bridge(interfaces: &Path) -> bool {
+/// Whether any interface but loopback begins here. A container's are ends of a link that begins elsewhere: `iflink` is another
+/// interface's `ifindex` then.
+fn has_own_interface(interfaces: &Path) -> bool {
+    let number = |path: &Path| std::fs::read_to_string(path).ok();
     let interfaces = std::fs::read_dir(interfaces).into_iter().flatten().flatten();
-    interfaces.take(MAX_INTERFACES).any(|interface| interface.path().join("bridge").exists())
+    interfaces.take(MAX_INTERFACES).filter(|interface| interface.file_name() != "lo").any(|it| {
+        number(&it.path().join("ifindex"))
+            .is_some_and(|own| number(&it.path().join("iflink")) == Some(own))
+    })
 }
 
 /// Whether this host is in that network, as far as can be seen from here. Nothing is sent.
@@ -160,12 +166,18 @@ mod tests {
     fn in_a_container_with_a_network_of_its_own() {
         let root = tempfile::tempdir().unwrap();
         let net = root.path().join("sys/class/net");
-        std::fs::create_dir_all(net.join("eth0")).unwrap();
+        let interface = |name: &str, index: &str, link: &str| {
+            std::fs::create_dir_all(net.join(name)).unwrap();
+            std::fs::write(net.join(name).join("ifindex"), index).unwrap();
+            std::fs::write(net.join(name).join("iflink"), link).unwrap();
+        };
+        interface("lo", "1\n", "1\n");
+        interface("eth0", "2\n", "17\n");
         assert!(!is_shut_in(root.path()));
         std::fs::create_dir(root.path().join("run")).unwrap();
         std::fs::write(root.path().join("run/.containerenv"), "").unwrap();
         assert!(is_shut_in(root.path()));
-        std::fs::create_dir_all(net.join("docker0/bridge")).unwrap();
+        interface("docker0", "3\n", "3\n");
         assert!(!is_shut_in(root.path()));
     }
 
