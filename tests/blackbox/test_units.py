@@ -298,9 +298,9 @@ def test_under_systemd(machine):
     before = [machine.show("MainPID"), machine.show("NRestarts")]
 
     def update(program):
-        (root / "root/new").write_bytes(program)
-        (root / "root/new.sig").write_bytes(signer.sign(program))
-        machine.run("env", "BACKUPY_UPDATE_PUBLIC_KEY=/etc/backupy/update.pem", "backupy", "self-update", "/root/new")
+        (root / "opt/new").write_bytes(program)
+        (root / "opt/new.sig").write_bytes(signer.sign(program))
+        machine.run("env", "BACKUPY_UPDATE_PUBLIC_KEY=/etc/backupy/update.pem", "backupy", "self-update", "/opt/new")
 
     def status():
         said = machine.run("backupy", "status", "--json", check=False)

@@ -10,8 +10,8 @@
 //! That does not recognise a daemon with root on another machine whose socket was forwarded to here: its networks look
 //! like ours, and its published ports are taken for this host's.
 //!
-//! In a container, 127.0.0.1 is the agent's own and no way to anything of the host. One that sees an interface which begins here uses the
-//! network of the host, or of the daemon that it holds.
+//! In a container, 127.0.0.1 is the agent's own and no way to anything of the host. One that sees an
+//! interface which begins here uses the network of the host, or of the daemon that it holds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
