@@ -364,7 +364,11 @@ fn pending(order: &Order, at_ms: u64) -> Vec<u8> {
 /// The order, and when it was taken. One that does not read is of a version that knew more; it is forgotten.
 fn load_pending(store: &Store) -> Result<Option<(Order, u64)>, DispatchError> {
     let Some(bytes) = store.get(Space::Meta, PENDING_KEY)? else { return Ok(None) };
-    let pending = serde_json::from_slice::<Pending>(&bytes).ok();
+    let pending = serde_json::from_slice::<Pending>(&bytes)
+        .map_err(|error| {
+            log::warn!("forgot an update that was ordered: its record does not read: {error}")
+        })
+        .ok();
     Ok(pending.map(|pending| {
         let order = Order {
             version: pending.version,
